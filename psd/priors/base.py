@@ -1,0 +1,74 @@
+"""What a prior is: a frozen diffusion model behind one meaning, "predict the noise in z_t"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from psd.cameras import Cameras
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """A variance-preserving forward process: ``z_t = alpha_t z + sigma_t eps`` with ``alpha_t^2 + sigma_t^2 = 1``."""
+
+    alphas_cumprod: Float[Tensor, " timesteps"]
+
+    @classmethod
+    def scaled_linear(cls, beta_start: float = 0.00085, beta_end: float = 0.012, num_timesteps: int = 1000) -> NoiseSchedule:
+        """Stable Diffusion's schedule."""
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64) ** 2
+        return cls((1 - betas).cumprod(0).float())
+
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def alpha(self, t: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
+        return self.alphas_cumprod.to(t.device)[t].sqrt()[:, None, None, None]
+
+    def sigma(self, t: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
+        return (1 - self.alphas_cumprod.to(t.device)[t]).sqrt()[:, None, None, None]
+
+    def add_noise(
+        self, z: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        return self.alpha(t) * z + self.sigma(t) * noise
+
+    def denoised(
+        self, z_t: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """The one-step estimate of z_0 that a noise prediction implies."""
+        return (z_t - self.sigma(t) * noise) / self.alpha(t)
+
+
+class Prior(Protocol):
+    """Frozen, and a plain object: never make it an attribute of an ``nn.Module``, or it lands in checkpoints."""
+
+    noise_schedule: NoiseSchedule
+    group_size: int  # views that the model denoises together; 1 for a single-view model
+
+    def embed(self, prompts: Sequence[str]) -> Float[Tensor, "b tokens dim"]: ...
+
+    def encode(self, rgb: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
+        """Differentiable; ``rgb`` in [0, 1], resized to the model's resolution."""
+        ...
+
+    def decode(self, z: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
+        """Differentiable; returns values in [0, 1]."""
+        ...
+
+    def predict_noise(
+        self,
+        z_t: Float[Tensor, "b c lh lw"],
+        t: Int[Tensor, " b"],
+        text: Float[Tensor, "b tokens dim"],
+        cameras: Cameras | None,
+    ) -> Float[Tensor, "b c lh lw"]:
+        """Always epsilon, whatever the network was trained to predict. ``cameras`` holds b views, or is None in 2D."""
+        ...

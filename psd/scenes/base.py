@@ -1,0 +1,44 @@
+"""What a scene is: parameters that can be rendered from cameras."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TypedDict
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from psd.cameras import Cameras
+
+
+@dataclass(frozen=True, eq=False)
+class Render:
+    rgb: Float[Tensor, "v 3 h w"]  # composited on the background, in [0, 1]
+    opacity: Float[Tensor, "v 1 h w"]
+    depth: Float[Tensor, "v 1 h w"]  # expected distance along the ray; the far plane where nothing is
+    normals: Float[Tensor, "v 3 h w"] | None = None
+
+
+class ParamGroup(TypedDict):
+    name: str
+    params: list[nn.Parameter]
+    lr: float
+
+
+class Scene(nn.Module, ABC):
+    """What is optimised. Its state dict is everything that a checkpoint must hold of it."""
+
+    @abstractmethod
+    def render(self, cameras: Cameras, background: Float[Tensor, "3"] | Float[Tensor, "v 3 h w"]) -> Render: ...
+
+    @abstractmethod
+    def param_groups(self) -> list[ParamGroup]: ...
+
+    @abstractmethod
+    def regularization(self, render: Render, step: int) -> dict[str, Tensor]:
+        """Weighted scalar losses on the last render and the parameters (sparsity, smoothness), by name."""
+
+    @abstractmethod
+    def on_step(self, step: int) -> None:
+        """Called after every optimiser step: coarse-to-fine, occupancy updates."""
