@@ -86,7 +86,11 @@ class Cameras:
         device, dtype = self.c2w.device, self.c2w.dtype
         half_height = torch.tan(torch.deg2rad(self.fov_deg) / 2)[:, None, None]
         y = 1 - (torch.arange(self.height, device=device, dtype=dtype) + 0.5) * 2 / self.height
-        x = ((torch.arange(self.width, device=device, dtype=dtype) + 0.5) * 2 / self.width - 1) * self.width / self.height
+        x = (
+            ((torch.arange(self.width, device=device, dtype=dtype) + 0.5) * 2 / self.width - 1)
+            * self.width
+            / self.height
+        )
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         local = torch.stack(
             [grid_x * half_height, grid_y * half_height, -torch.ones_like(grid_x).expand(len(self), -1, -1)], dim=-1
@@ -113,12 +117,20 @@ class CameraSampler:
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} must be (low, high) with low <= high, got ({low}, {high})")
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"height and width must be >= 1 pixel, got {self.height} and {self.width}")
+        if self.elevation_deg[0] < -90 or self.elevation_deg[1] > 90:
+            raise ValueError(f"elevation_deg must lie in [-90, 90], got {self.elevation_deg}; 90 looks straight down")
+        if self.fov_deg[0] <= 0 or self.fov_deg[1] >= 180:
+            raise ValueError(f"fov_deg must lie in (0, 180), got {self.fov_deg}")
+        if self.distance_scale[0] <= 0:
+            raise ValueError(f"distance_scale must be > 0, got {self.distance_scale}; about 1 fits the unit sphere")
         if self.num_groups < 1 or self.group_size < 1:
             raise ValueError(f"num_groups and group_size must be >= 1, got {self.num_groups} and {self.group_size}")
 
     def __call__(self, generator: torch.Generator) -> Cameras:
         groups, size = self.num_groups, self.group_size
-        azimuth = (uniform((groups, 1), 0, 1, generator) + torch.arange(size)) * 360 / size
+        azimuth = (uniform((groups, 1), 0, 1, generator) + torch.arange(size, device=generator.device)) * 360 / size
         elevation, fov, scale = (
             uniform((groups, 1), *bounds, generator).expand(groups, size)
             for bounds in (self.elevation_deg, self.fov_deg, self.distance_scale)
@@ -127,8 +139,10 @@ class CameraSampler:
 
     def evenly(self, num_views: int, elevation_deg: float) -> Cameras:
         """Held-out views: a full turn at one elevation, mid-range distance and field of view, groups interleaved."""
-        if num_views % self.group_size:
-            raise ValueError(f"num_views must be a multiple of the group size {self.group_size}, got {num_views}")
+        if num_views < 1 or num_views % self.group_size:
+            raise ValueError(
+                f"num_views must be a positive multiple of the group size {self.group_size}, got {num_views}"
+            )
         groups, size = num_views // self.group_size, self.group_size
         azimuth = (torch.arange(groups)[:, None] / groups + torch.arange(size)) * 360 / size
         fill = torch.ones(groups, size)

@@ -20,7 +20,9 @@ class NoiseSchedule:
     alphas_cumprod: Float[Tensor, " timesteps"]
 
     @classmethod
-    def scaled_linear(cls, beta_start: float = 0.00085, beta_end: float = 0.012, num_timesteps: int = 1000) -> NoiseSchedule:
+    def scaled_linear(
+        cls, beta_start: float = 0.00085, beta_end: float = 0.012, num_timesteps: int = 1000
+    ) -> NoiseSchedule:
         """Stable Diffusion's schedule."""
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64) ** 2
         return cls((1 - betas).cumprod(0).float())
