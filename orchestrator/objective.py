@@ -23,7 +23,11 @@ class Progress:
 
 class Run(Protocol):
     def advance(self) -> Progress:
-        """One bounded chunk (a second to a minute), then control returns."""
+        """One bounded chunk (a second to a minute), then control returns. The step grows with every chunk.
+
+        Raises:
+            ValueError, FloatingPointError: the run's configuration is at fault; it is failed and never retried.
+        """
         ...
 
     def save(self, directory: Path) -> None:

@@ -29,6 +29,10 @@ class TrialSpec:
     params: Mapping[str, Scalar]
     runs: tuple[RunSpec, ...]
 
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError(f"trial {self.number} has no runs; give at least one prompt and one seed")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:

@@ -1,0 +1,194 @@
+"""What executes a lease, the same in every pool: chunks, rows of metrics, checkpoints, a result.
+
+A pool makes one call at a time, and each call returns the event that it ended in. None of them raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.checkpoints import CheckpointStore, step_of
+from orchestrator.objective import Objective, Run
+from orchestrator.run_folder import RunFolder
+from orchestrator.tracking import Tracker
+from orchestrator.trial import (
+    Event,
+    Failure,
+    FailureKind,
+    Lease,
+    RunFailed,
+    RunFinished,
+    RunProgressed,
+    RunSpec,
+    RunStopped,
+)
+
+_log = logging.getLogger(__name__)
+
+# How a tracker hears that a run ended: finished, failed, or stopped to be resumed later.
+EXIT_FINISHED, EXIT_FAILED, EXIT_STOPPED = 0, 1, 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSetup:
+    """What a worker is built from; picklable, since a worker may be built on another machine."""
+
+    objective: Callable[[], Objective]  # called once per worker, at its first lease
+    runs: Path  # the folder that holds a folder for each run
+    checkpoints: CheckpointStore
+    tracker: Callable[[RunSpec, Path], Tracker]  # the run and its own folder
+    checkpoint_every: int  # steps
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every must be >= 1 step, got {self.checkpoint_every}")
+
+
+@dataclass
+class _ActiveRun:
+    lease: Lease
+    folder: RunFolder
+    tracker: Tracker
+    run: Run
+    step: int
+    checkpointed_step: int
+
+
+class Worker:
+    """Executes one lease at a time and keeps its objective, with all that it has loaded, between them."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self._setup = setup
+        self._objective: Objective | None = None
+        self._active: _ActiveRun | None = None
+
+    def start(self, lease: Lease) -> Event:
+        """Begin or resume a run and do its first chunk. A run that already has its result is finished at once."""
+        assert self._active is None, "a worker executes one lease at a time"
+        try:
+            folder = RunFolder(self._setup.runs, lease.spec.run_id)
+            folder.claim(lease.spec)
+            result = folder.result()
+            if result is not None:
+                return RunFinished(lease=lease, metrics=result)
+            self._active = self._begin(lease, folder)
+        except Exception as error:
+            return _failed(lease, error)
+        return self.advance()
+
+    def advance(self) -> Event:
+        """One chunk."""
+        active = self._started()
+        try:
+            return self._advance(active)
+        except Exception as error:
+            self._end(EXIT_FAILED)
+            return _failed(active.lease, error)
+
+    def stop(self) -> Event:
+        """Checkpoint where the run stands, and let go of it."""
+        active = self._started()
+        try:
+            if active.step > active.checkpointed_step:
+                self._checkpoint(active)
+        except Exception as error:
+            self._end(EXIT_FAILED)
+            return _failed(active.lease, error)
+        self._end(EXIT_STOPPED)
+        return RunStopped(lease=active.lease, step=active.step)
+
+    def close(self) -> None:
+        """Let go of whatever is underway, without a checkpoint."""
+        if self._active is not None:
+            self._end(EXIT_STOPPED)
+
+    def _begin(self, lease: Lease, folder: RunFolder) -> _ActiveRun:
+        if self._objective is None:
+            self._objective = self._setup.objective()
+        if lease.resume_from is None:
+            step, resume_from = 0, None
+            folder.drop_metrics_after(-1)
+        else:
+            step, resume_from = step_of(lease.resume_from), Path(lease.resume_from)
+            folder.drop_metrics_after(step)
+        run = self._objective.start(lease.spec, folder.path, resume_from)
+        tracker = _UnfailingTracker(lambda: self._setup.tracker(lease.spec, folder.path))
+        return _ActiveRun(lease, folder, tracker, run, step, checkpointed_step=step)
+
+    def _advance(self, active: _ActiveRun) -> Event:
+        progress = active.run.advance()
+        assert progress.step > active.step, f"a chunk must advance the run, but it stayed at step {progress.step}"
+        active.step = progress.step
+        metrics = {name: float(value) for name, value in progress.metrics.items()}
+        if metrics:
+            active.folder.append_metrics(progress.step, metrics)
+            active.tracker.log(progress.step, metrics)
+        if progress.files:
+            active.tracker.log_files(progress.step, progress.files)
+        if progress.done:
+            active.folder.write_result(progress.step, metrics)
+            self._end(EXIT_FINISHED)
+            return RunFinished(lease=active.lease, metrics=metrics)
+        every = self._setup.checkpoint_every
+        if active.step // every > active.checkpointed_step // every:
+            self._checkpoint(active)
+        return RunProgressed(lease=active.lease, step=active.step, num_steps=progress.num_steps, metrics=metrics)
+
+    def _checkpoint(self, active: _ActiveRun) -> None:
+        with self._setup.checkpoints.write(active.lease.spec.run_id, active.step) as folder:
+            active.run.save(folder)
+        active.checkpointed_step = active.step
+
+    def _started(self) -> _ActiveRun:
+        assert self._active is not None, "no lease has been started"
+        return self._active
+
+    def _end(self, exit_code: int) -> None:
+        active, self._active = self._started(), None
+        active.tracker.close(exit_code)
+        with suppress(Exception):  # what the run came to is already decided
+            active.run.close()
+
+
+class _UnfailingTracker:
+    """Another tracker whose failures, from its making on, are told once in the log and then passed over."""
+
+    def __init__(self, make: Callable[[], Tracker]) -> None:
+        self._told = False
+        self._tracker: Tracker | None = None
+        self._attempt(lambda: setattr(self, "_tracker", make()))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if (tracker := self._tracker) is not None:
+            self._attempt(lambda: tracker.log(step, metrics))
+
+    def log_files(self, step: int, files: Mapping[str, Path]) -> None:
+        if (tracker := self._tracker) is not None:
+            self._attempt(lambda: tracker.log_files(step, files))
+
+    def close(self, exit_code: int) -> None:
+        if (tracker := self._tracker) is not None:
+            self._attempt(lambda: tracker.close(exit_code))
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:
+            if not self._told:
+                _log.warning("tracking failed, the run goes on (metrics.jsonl is complete): %r", error)
+                self._told = True
+
+
+def _failed(lease: Lease, error: Exception) -> RunFailed:
+    """ValueError and FloatingPointError are the configuration's fault; anything else is the worker's."""
+    if isinstance(error, ValueError | FloatingPointError):
+        kind, message = FailureKind.CONFIGURATION, str(error)
+    else:
+        kind, message = FailureKind.WORKER, f"{type(error).__name__}: {error}"
+    text = "".join(traceback.format_exception(error))
+    return RunFailed(lease=lease, failure=Failure(kind=kind, message=message, traceback=text))

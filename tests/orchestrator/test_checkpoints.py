@@ -1,0 +1,132 @@
+"""Checkpoints are whole or absent, wherever their writer is killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.checkpoints import DirectoryCheckpoints, step_of
+
+# Kills itself right before the n-th operation on the store's files, as a SIGKILL would: nothing is cleaned up.
+_WRITER = """
+import os, pathlib, sys
+from orchestrator.checkpoints import DirectoryCheckpoints
+
+runs, step, kill_before = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+count = 0
+
+def hook(event, args):
+    global count
+    if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "shutil.rmtree"):
+        if str(runs) in str(args[0]) or (event in ("os.remove", "os.rmdir") and len(args) > 1 and args[1] != -1):
+            count += 1
+            if count == kill_before:
+                os._exit(9)
+
+sys.addaudithook(hook)
+with DirectoryCheckpoints(runs).write("run", step) as folder:
+    (folder / "a").write_text(str(step) * 1000)
+    (folder / "deeper").mkdir()
+    (folder / "deeper" / "b").write_text(str(step) * 1000)
+"""
+
+
+def _write(store: DirectoryCheckpoints, step: int) -> None:
+    with store.write("run", step) as folder:
+        (folder / "a").write_text(str(step) * 1000)
+        (folder / "deeper").mkdir()
+        (folder / "deeper" / "b").write_text(str(step) * 1000)
+
+
+def _assert_whole(location: str | None, step: int) -> None:
+    assert location is not None
+    assert step_of(location) == step
+    assert Path(location, "a").read_text() == str(step) * 1000
+    assert Path(location, "deeper", "b").read_text() == str(step) * 1000
+
+
+def _names(runs: Path) -> list[str]:
+    return sorted(path.name for path in (runs / "run" / "checkpoints").iterdir())
+
+
+def test_a_writer_killed_at_any_boundary_leaves_the_old_checkpoint_or_the_new_one(tmp_path: Path) -> None:
+    latest_steps = []
+    for kill_before in range(1, 200):
+        runs = tmp_path / str(kill_before)
+        store = DirectoryCheckpoints(runs)
+        _write(store, 10)
+        _write(store, 20)
+        command = [sys.executable, "-c", _WRITER, str(runs), "30", str(kill_before)]
+        status = subprocess.run(command, check=False, cwd=Path(__file__).parents[2]).returncode
+        assert status in (0, 9)
+        location = store.latest("run")
+        latest_steps.append(step_of(location or ""))
+        assert latest_steps[-1] in (20, 30)
+        _assert_whole(location, latest_steps[-1])
+        _write(store, 40)
+        _assert_whole(store.latest("run"), 40)
+        assert len(_names(runs)) == 2, "what the killed writer left is cleared"
+        if status == 0:
+            break
+    assert status == 0
+    assert latest_steps == sorted(latest_steps), "committed at one moment"
+    assert latest_steps.count(20) >= 8
+    assert latest_steps.count(30) >= 4
+
+
+def test_the_newest_two_stay(tmp_path: Path) -> None:
+    store = DirectoryCheckpoints(tmp_path)
+    assert store.latest("run") is None
+    for step in (999_990, 1_000_000, 1_000_010):
+        _write(store, step)
+    assert _names(tmp_path) == ["step-1000000", "step-1000010"]
+    _assert_whole(store.latest("run"), 1_000_010)
+    assert store.latest("other") is None
+
+
+def test_a_block_that_raises_commits_nothing(tmp_path: Path) -> None:
+    store = DirectoryCheckpoints(tmp_path)
+    _write(store, 10)
+
+    def fill_the_disk() -> None:
+        with store.write("run", 20) as folder:
+            (folder / "a").write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fill_the_disk()
+    assert _names(tmp_path) == ["step-000010"]
+
+
+def test_the_same_step_again_replaces(tmp_path: Path) -> None:
+    store = DirectoryCheckpoints(tmp_path)
+    _write(store, 10)
+    with store.write("run", 10) as folder:
+        (folder / "a").write_text("second")
+    assert _names(tmp_path) == ["step-000010"]
+    assert Path(store.latest("run") or "", "a").read_text() == "second"
+
+
+@pytest.mark.parametrize("run_id", ["", ".", "..", "../up", "a/b", "/etc", "-rf", ".hidden", "a b", "a\n", "x" * 201])
+def test_a_run_id_cannot_leave_the_folder(tmp_path: Path, run_id: str) -> None:
+    store = DirectoryCheckpoints(tmp_path)
+    with pytest.raises(ValueError, match="no safe file name"):
+        store.latest(run_id)
+    with pytest.raises(ValueError, match="no safe file name"), store.write(run_id, 1):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_step_of_reads_paths_and_addresses() -> None:
+    assert step_of("/runs/r/checkpoints/step-000100") == 100
+    assert step_of("s3://bucket/r/checkpoints/step-1234567/") == 1_234_567
+    with pytest.raises(ValueError, match="no checkpoint"):
+        step_of("/runs/r/checkpoints/.writing-000100-7")
+
+
+def test_keep_needs_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="keep must be >= 1"):
+        DirectoryCheckpoints(tmp_path, keep=0)

@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.budget import Budget
+from orchestrator.checkpoints import DirectoryCheckpoints
+from orchestrator.clock import ManualClock
+from orchestrator.driver import RunLeased, SweepDriver, SweepEvent, TrialCompleted, TrialFailed, TrialStarted
+from orchestrator.errors import SweepAbortedError
+from orchestrator.failure import FailurePolicy
+from orchestrator.local_pool import LocalPool
+from orchestrator.run_folder import RunFolder
+from orchestrator.study import Suggestion, TrialRecord
+from orchestrator.testing import FakeObjective, MemoryStudy, RecordingTracker
+from orchestrator.trial import (
+    Event,
+    Lease,
+    RunFailed,
+    RunFinished,
+    RunProgressed,
+    RunSpec,
+    RunStopped,
+    TrialSpec,
+)
+from orchestrator.worker import WorkerSetup
+
+PROMPTS = ("a red cube", "a blue torus")
+NUM_TRIALS = 4
+
+
+class Sweep:
+    """A sweep of four trials with two runs each, over an output folder that outlives its drivers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runs = folder / "runs"
+        self.study = MemoryStudy(lambda number: {"x": float(number)})
+        self.checkpoints = DirectoryCheckpoints(self.runs)
+        self.clock = ManualClock()
+        self.events: list[SweepEvent] = []
+        self.faults: dict[str, Mapping[str, Any]] = {}
+        self.policy = FailurePolicy()
+        self.budget = Budget(max_trials=NUM_TRIALS)
+        self.metric = "eval/score"
+        self.restart()
+
+    def restart(self, wrap_pool: Callable[[LocalPool], Any] = lambda pool: pool) -> None:
+        """A new driver with new workers, as after a crash of everything."""
+        setup = WorkerSetup(
+            objective=FakeObjective,
+            runs=self.runs,
+            checkpoints=self.checkpoints,
+            tracker=RecordingTracker,
+            checkpoint_every=10,
+        )
+        self.pool = LocalPool(setup, num_workers=2)
+        self.driver = SweepDriver(
+            study=self.study,
+            pool=wrap_pool(self.pool),
+            planner=self.plan,
+            metric=self.metric,
+            runs=self.runs,
+            checkpoints=self.checkpoints,
+            failure_policy=self.policy,
+            budget=self.budget,
+            clock=self.clock,
+            on_event=self.events.append,
+        )
+
+    def plan(self, suggestion: Suggestion) -> TrialSpec:
+        if suggestion.params["x"] == 100.0:
+            raise ValueError("x must be below 100")
+        runs = []
+        for index, prompt in enumerate(PROMPTS):
+            run_id = f"t{suggestion.number:04d}-p{index:02d}-s0"
+            config = {**suggestion.params, "num_steps": 30, "steps_per_chunk": 5}
+            if run_id in self.faults:
+                config["fault"] = self.faults[run_id]
+            runs.append(RunSpec(run_id=run_id, trial=suggestion.number, prompt=prompt, seed=0, config=config))
+        return TrialSpec(number=suggestion.number, params=suggestion.params, runs=tuple(runs))
+
+    def run(self) -> Sequence[TrialRecord]:
+        while self.driver.step():
+            pass
+        return self.study.records()
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    return Sweep(tmp_path / "sweep")
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Sequence[TrialRecord]:
+    """What the sweep gives when nothing goes wrong."""
+    return Sweep(tmp_path / "reference").run()
+
+
+def test_a_trial_is_worth_the_mean_of_its_runs(sweep: Sweep) -> None:
+    records = sweep.run()
+    assert [record.state for record in records] == ["complete"] * NUM_TRIALS
+    for record in records:
+        run_ids = [f"t{record.number:04d}-p{index:02d}-s0" for index in range(2)]
+        finals = [RunFolder(sweep.runs, run_id).result() or {} for run_id in run_ids]
+        assert finals[0]["eval/score"] != finals[1]["eval/score"]
+        assert record.value == pytest.approx((finals[0]["eval/score"] + finals[1]["eval/score"]) / 2, rel=1e-12)
+        assert record.attributes["runs"] == {
+            run_id: final["eval/score"] for run_id, final in zip(run_ids, finals, strict=True)
+        }
+        assert record.attributes["metrics"] == {"eval/score": record.value, "train/step": 30.0}
+    assert max(records, key=lambda record: record.value or -99.0).params == {"x": 3.0}
+
+
+def test_the_listener_hears_everything_in_order(sweep: Sweep) -> None:
+    sweep.run()
+    assert [event.trial.number for event in sweep.of(TrialStarted)] == [0, 1, 2, 3]
+    assert [event.number for event in sweep.of(TrialCompleted)] == [0, 1, 2, 3]
+    assert len(sweep.of(RunLeased)) == len(sweep.of(RunFinished)) == 8
+    steps = [event.step for event in sweep.of(RunProgressed) if event.lease.spec.run_id == "t0002-p01-s0"]
+    assert steps == [5, 10, 15, 20, 25]
+
+
+def test_a_trial_is_asked_for_only_when_a_worker_is_idle(sweep: Sweep) -> None:
+    sweep.driver.step()
+    assert len(sweep.study.records()) == 1, "two workers, and the two runs of the first trial"
+    while not sweep.of(RunFinished):
+        sweep.driver.step()
+    assert len(sweep.study.records()) == 1
+    sweep.driver.step()
+    assert len(sweep.study.records()) == 2
+
+
+@pytest.mark.parametrize("at_step", [5, 10, 25])
+def test_a_lost_worker_costs_time_and_nothing_else(
+    sweep: Sweep, reference: Sequence[TrialRecord], at_step: int
+) -> None:
+    sweep.pool.lose("t0001-p00-s0", at_step=at_step)
+    sweep.pool.lose("t0002-p01-s0", at_step=at_step)
+    assert sweep.run() == reference
+    again = [event.lease for event in sweep.of(RunLeased) if event.lease.attempt]
+    assert [lease.spec.run_id for lease in again] == ["t0001-p00-s0", "t0002-p01-s0"]
+    assert all(lease.attempt == 1 for lease in again)
+    last_checkpoint = at_step // 10 * 10
+    location = again[0].resume_from
+    assert location is None if last_checkpoint == 0 else str(location).endswith(f"step-{last_checkpoint:06d}")
+    rows = RunFolder(sweep.runs, "t0001-p00-s0").metrics()
+    assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
+
+
+def test_a_retried_run_goes_first(sweep: Sweep) -> None:
+    sweep.pool.lose("t0000-p00-s0", at_step=10)
+    sweep.run()
+    leased = [(event.lease.spec.run_id, event.lease.attempt) for event in sweep.of(RunLeased)]
+    assert leased[:3] == [("t0000-p00-s0", 0), ("t0000-p01-s0", 0), ("t0000-p00-s0", 1)]
+
+
+def test_a_run_that_breaks_every_worker_fails_its_trial(sweep: Sweep, reference: Sequence[TrialRecord]) -> None:
+    sweep.faults["t0001-p00-s0"] = {"kind": "error", "at_step": 12, "times": 99}
+    records = sweep.run()
+    assert records[1].state == "failed"
+    assert records[1].attributes["reason"] == "t0001-p00-s0: RuntimeError: the device fell over (attempt 3)"
+    assert [records[number] for number in (0, 2, 3)] == [reference[number] for number in (0, 2, 3)]
+    attempts = [event.lease.attempt for event in sweep.of(RunFailed)]
+    assert attempts == [0, 1, 2]
+
+
+def test_a_configuration_fails_its_trial_at_once_and_stops_its_other_runs(
+    sweep: Sweep, reference: Sequence[TrialRecord]
+) -> None:
+    sweep.faults["t0001-p00-s0"] = {"kind": "value_error", "at_step": 7}
+    records = sweep.run()
+    assert records[1].state == "failed"
+    assert records[1].attributes["reason"] == "t0001-p00-s0: x is out of range"
+    assert [records[number] for number in (0, 2, 3)] == [reference[number] for number in (0, 2, 3)]
+    assert RunFolder(sweep.runs, "t0001-p01-s0").result() is None
+    assert sweep.pool.num_idle == 2
+    failed_at = sweep.events.index(TrialFailed(number=1, reason="t0001-p00-s0: x is out of range"))
+    later = [event.lease.spec.trial for event in sweep.events[failed_at:] if isinstance(event, Event)]
+    assert 1 not in later, "what the cancelled run still tells is stale"
+
+
+@pytest.mark.parametrize("at_step", [7, 30])
+def test_a_metric_that_is_not_finite_fails_the_trial(sweep: Sweep, at_step: int) -> None:
+    sweep.faults["t0002-p01-s0"] = {"kind": "nan", "at_step": at_step}
+    records = sweep.run()
+    assert records[2].state == "failed"
+    assert "eval/score is nan" in str(records[2].attributes["reason"])
+    assert [record.state for record in records].count("complete") == NUM_TRIALS - 1
+
+
+def test_one_worker_goes_on_after_its_run_was_cancelled(sweep: Sweep) -> None:
+    sweep.faults["t0000-p00-s0"] = {"kind": "nan", "at_step": 5}
+    sweep.pool.submit(_foreign_lease())  # occupies the second worker, and is none of the driver's
+    records = sweep.run()
+    assert [record.state for record in records] == ["failed"] + ["complete"] * 3
+
+
+def test_an_unknown_metric_fails_the_trial_with_the_known_ones(sweep: Sweep) -> None:
+    sweep.metric = "eval/beauty"
+    sweep.restart()
+    with pytest.raises(SweepAbortedError, match="no final metric 'eval/beauty'; there are: eval/score, train/step"):
+        sweep.run()
+
+
+def test_a_trial_that_cannot_be_planned_fails(sweep: Sweep) -> None:
+    sweep.study = MemoryStudy(lambda number: {"x": 100.0 if number == 0 else 1.0})
+    sweep.restart()
+    records = sweep.run()
+    assert [record.state for record in records] == ["failed", "complete", "complete", "complete"]
+    assert records[0].attributes["reason"] == "x must be below 100"
+
+
+def test_a_sweep_that_only_fails_is_given_up(sweep: Sweep) -> None:
+    for number in range(NUM_TRIALS):
+        sweep.faults[f"t{number:04d}-p00-s0"] = {"kind": "value_error", "at_step": 3}
+    sweep.policy = FailurePolicy(give_up_after=2)
+    sweep.restart()
+    with pytest.raises(SweepAbortedError, match=r"all of the first 2 trials failed, the last one with: .*out of range"):
+        sweep.run()
+    assert len(sweep.study.records()) == 2
+
+
+def test_success_before_a_restart_counts(sweep: Sweep) -> None:
+    while not sweep.of(TrialCompleted):
+        sweep.driver.step()
+    sweep.driver.stop()
+    for number in range(1, NUM_TRIALS):
+        sweep.faults[f"t{number:04d}-p00-s0"] = {"kind": "value_error", "at_step": 25}
+    sweep.policy = FailurePolicy(give_up_after=1)
+    sweep.restart()
+    assert [record.state for record in sweep.run()] == ["complete"] + ["failed"] * 3
+
+
+def test_stale_events_are_dropped(sweep: Sweep, reference: Sequence[TrialRecord]) -> None:
+    """A worker that is thought to be lost tells on: of a lease that is no longer current."""
+
+    class Echo:
+        """Repeats, after each loss, what the lost worker might still say."""
+
+        def __init__(self, pool: LocalPool) -> None:
+            self.pool = pool
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.pool, name)
+
+        def poll(self, timeout_s: float) -> Sequence[Event]:
+            events = list(self.pool.poll(timeout_s))
+            if isinstance(events[-1], RunFailed):
+                lease = events[-1].lease
+                events.append(RunProgressed(lease=lease, step=29, num_steps=30, metrics={"eval/score": float("nan")}))
+                events.append(RunFinished(lease=lease, metrics={"eval/score": 1000.0}))
+                events.append(RunStopped(lease=lease, step=29))
+                events.append(events[0])
+            return events
+
+    sweep.restart(Echo)
+    sweep.pool.lose("t0001-p00-s0", at_step=15)
+    assert sweep.run() == reference
+    assert len(sweep.of(RunFailed)) == 1
+    assert not sweep.of(RunStopped)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 4, 11, 12, 13, 20])
+def test_stop_and_resume_equal_a_sweep_without_interruption(
+    sweep: Sweep, reference: Sequence[TrialRecord], num_steps: int
+) -> None:
+    for _ in range(num_steps):
+        assert sweep.driver.step()
+    assert sweep.driver.stop()
+    underway = [record.number for record in sweep.study.records() if record.state == "running"]
+    assert underway
+    assert sweep.pool.num_idle == 2
+    before = len(sweep.events)
+    sweep.restart()
+    assert sweep.run() == reference
+    adopted = [event.trial.number for event in sweep.events[before:] if isinstance(event, TrialStarted)]
+    assert adopted[: len(underway)] == underway
+    for number in range(NUM_TRIALS):
+        for index in range(2):
+            rows = RunFolder(sweep.runs, f"t{number:04d}-p{index:02d}-s0").metrics()
+            assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
+
+
+@pytest.mark.parametrize("num_steps", range(1, 26, 4))
+def test_a_driver_that_vanishes_is_replaced(sweep: Sweep, reference: Sequence[TrialRecord], num_steps: int) -> None:
+    for _ in range(num_steps):
+        sweep.driver.step()
+    sweep.restart()
+    assert sweep.run() == reference
+
+
+def test_finished_runs_of_an_adopted_trial_are_not_run_again(sweep: Sweep) -> None:
+    while not sweep.of(RunFinished):
+        sweep.driver.step()
+    finished = sweep.of(RunFinished)[0].lease.spec.run_id
+    before = len(sweep.events)
+    sweep.restart()
+    sweep.run()
+    later = sweep.events[before:]
+    assert finished not in [event.lease.spec.run_id for event in later if isinstance(event, RunLeased)]
+    assert finished in [event.lease.spec.run_id for event in later if isinstance(event, RunFinished)]
+
+
+def test_an_adopted_trial_that_fails_at_once_leaves_nothing_waiting(sweep: Sweep) -> None:
+    sweep.driver.step()
+    sweep.driver.stop()
+    sweep.metric = "eval/beauty"
+    RunFolder(sweep.runs, "t0000-p00-s0").write_result(30, {"eval/score": 1.0})
+    sweep.policy = FailurePolicy(give_up_after=99)
+    sweep.restart()
+    before = len(sweep.events)
+    sweep.run()
+    assert 0 not in [event.lease.spec.trial for event in sweep.events[before:] if isinstance(event, RunLeased)]
+
+
+def test_a_stopped_driver_gives_up_waiting_at_the_deadline(sweep: Sweep) -> None:
+    class Stuck:
+        def __init__(self, pool: LocalPool, clock: ManualClock) -> None:
+            self.pool = pool
+            self.clock = clock
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.pool, name)
+
+        def poll(self, timeout_s: float) -> Sequence[Event]:
+            self.clock.advance(timeout_s)
+            return ()
+
+    sweep.restart(lambda pool: Stuck(pool, sweep.clock))
+    sweep.driver.step()
+    before_s = sweep.clock.now_s
+    assert not sweep.driver.stop(timeout_s=7.3)
+    assert sweep.clock.now_s - before_s == pytest.approx(7.3)
+    assert sweep.study.records()[0].state == "running"
+
+
+def test_when_time_is_up_what_has_begun_is_finished(sweep: Sweep) -> None:
+    sweep.budget = Budget(max_trials=NUM_TRIALS, max_seconds=10)
+    sweep.restart()
+    sweep.driver.step()
+    sweep.clock.advance(10)
+    assert [record.state for record in sweep.run()] == ["complete"]
+
+
+def test_trials_of_earlier_drivers_count_towards_the_budget(sweep: Sweep, reference: Sequence[TrialRecord]) -> None:
+    sweep.run()
+    sweep.restart()
+    assert not sweep.driver.step()
+    assert sweep.study.records() == reference
+
+
+def _foreign_lease() -> Lease:
+    config = {"x": 1.0, "num_steps": 5000, "steps_per_chunk": 1}
+    return Lease(spec=RunSpec(run_id="foreign", trial=999, prompt="p", seed=0, config=config))
