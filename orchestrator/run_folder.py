@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,11 @@ class RunFolder:
     def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         with self._metrics_path.open("a", encoding="utf-8") as file:
             file.write(_row(step, metrics))
-            file.flush()
-            os.fsync(file.fileno())
+
+    def sync_metrics(self) -> None:
+        """Have the rows so far on the disk: before a checkpoint or a result stands for them."""
+        if self._metrics_path.exists():
+            durable.sync(self._metrics_path)
 
     def drop_metrics_after(self, step: int) -> None:
         """Forget the rows above ``step``, and a torn last one: the run is about to make them again."""
@@ -58,6 +60,7 @@ class RunFolder:
         return [_numbers(json.loads(line)) for line in lines]
 
     def write_result(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.sync_metrics()
         content = {"step": step, "metrics": _plain(metrics)}
         durable.write_text(self.path / "result.json", json.dumps(content, indent=2) + "\n")
 

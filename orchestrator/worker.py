@@ -140,6 +140,7 @@ class Worker:
         return RunProgressed(lease=active.lease, step=active.step, num_steps=progress.num_steps, metrics=metrics)
 
     def _checkpoint(self, active: _ActiveRun) -> None:
+        active.folder.sync_metrics()
         with self._setup.checkpoints.write(active.lease.spec.run_id, active.step) as folder:
             active.run.save(folder)
         active.checkpointed_step = active.step

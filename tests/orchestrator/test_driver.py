@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,18 @@ def sweep(tmp_path: Path) -> Sweep:
     return Sweep(tmp_path / "sweep")
 
 
-@pytest.fixture
-def reference(tmp_path: Path) -> Sequence[TrialRecord]:
+@pytest.fixture(scope="module", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """No power is cut here, and a hundred waits for the disk a test would be most of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Sequence[TrialRecord]:
     """What the sweep gives when nothing goes wrong."""
-    return Sweep(tmp_path / "reference").run()
+    return Sweep(tmp_path_factory.mktemp("reference")).run()
 
 
 def test_a_trial_is_worth_the_mean_of_its_runs(sweep: Sweep) -> None:
