@@ -61,6 +61,10 @@ class Cameras:
     def __getitem__(self, views: slice) -> Cameras:
         return replace(self, c2w=self.c2w[views], fov_deg=self.fov_deg[views])
 
+    def repeat(self, times: int) -> Cameras:
+        """The whole batch, several times over."""
+        return replace(self, c2w=self.c2w.repeat(times, 1, 1), fov_deg=self.fov_deg.repeat(times))
+
     def to(self, device: torch.device | str) -> Cameras:
         return replace(self, c2w=self.c2w.to(device), fov_deg=self.fov_deg.to(device))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -49,6 +49,7 @@ class NoiseSchedule:
         return (z_t - self.sigma(t) * noise) / self.alpha(t)
 
 
+@runtime_checkable
 class Prior(Protocol):
     """Frozen, and a plain object: never make it an attribute of an ``nn.Module``, or it lands in checkpoints."""
 
@@ -56,6 +57,10 @@ class Prior(Protocol):
     group_size: int  # views that the model denoises together; 1 for a single-view model
 
     def embed(self, prompts: Sequence[str]) -> Float[Tensor, "b tokens dim"]: ...
+
+    def overflow(self, prompt: str) -> str:
+        """The end of a prompt that the text encoder has no room for; empty where all of it fits."""
+        ...
 
     def encode(self, rgb: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
         """Differentiable; ``rgb`` in [0, 1], resized to the model's resolution."""
@@ -72,5 +77,8 @@ class Prior(Protocol):
         text: Float[Tensor, "b tokens dim"],
         cameras: Cameras | None,
     ) -> Float[Tensor, "b c lh lw"]:
-        """Always epsilon, whatever the network was trained to predict. ``cameras`` holds b views, or is None in 2D."""
+        """Always epsilon, whatever the network was trained to predict. ``cameras`` holds b views, or is None in 2D.
+
+        Differentiable in ``text`` where that requires a gradient, and in nothing else.
+        """
         ...
