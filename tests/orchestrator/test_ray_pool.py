@@ -1,0 +1,209 @@
+"""What only a pool of real processes can show: kills, environments, a Ctrl-C, a cluster that is too small."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from orchestrator.budget import Budget
+from orchestrator.checkpoints import DirectoryCheckpoints
+from orchestrator.clock import SystemClock
+from orchestrator.driver import SweepDriver, SweepEvent
+from orchestrator.errors import UserError
+from orchestrator.failure import FailurePolicy
+from orchestrator.local_pool import LocalPool
+from orchestrator.objective import Objective
+from orchestrator.pool import Pool
+from orchestrator.ray_pool import RayPool
+from orchestrator.run_folder import RunFolder
+from orchestrator.study import Suggestion, TrialRecord
+from orchestrator.testing import FakeObjective, MemoryStudy, RecordingTracker
+from orchestrator.trial import FailureKind, Lease, RunFailed, RunFinished, RunProgressed, RunSpec, TrialSpec
+from orchestrator.worker import WorkerSetup
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_cpus() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    yield
+    ray.shutdown()
+
+
+def _setup(folder: Path, objective: Any = FakeObjective) -> WorkerSetup:
+    runs = folder / "runs"
+    return WorkerSetup(
+        objective=objective,
+        runs=runs,
+        checkpoints=DirectoryCheckpoints(runs),
+        tracker=RecordingTracker,
+        checkpoint_every=10,
+    )
+
+
+def _plan(suggestion: Suggestion, faults: Mapping[str, Mapping[str, Any]]) -> TrialSpec:
+    runs = []
+    for seed in range(2):
+        run_id = f"t{suggestion.number:04d}-p00-s{seed}"
+        config = {**suggestion.params, "num_steps": 40, "steps_per_chunk": 5, "fault": faults.get(run_id)}
+        runs.append(RunSpec(run_id=run_id, trial=suggestion.number, prompt="p", seed=seed, config=config))
+    return TrialSpec(number=suggestion.number, params=suggestion.params, runs=tuple(runs))
+
+
+def _sweep(
+    pool: Pool, setup: WorkerSetup, events: list[SweepEvent], faults: Mapping[str, Mapping[str, Any]]
+) -> Sequence[TrialRecord]:
+    study = MemoryStudy(lambda number: {"x": float(number)})
+    driver = SweepDriver(
+        study=study,
+        pool=pool,
+        planner=partial(_plan, faults=faults),
+        metric="eval/score",
+        runs=setup.runs,
+        checkpoints=setup.checkpoints,
+        failure_policy=FailurePolicy(),
+        budget=Budget(max_trials=2),
+        clock=SystemClock(),
+        on_event=events.append,
+    )
+    while driver.step(timeout_s=30.0):
+        pass
+    return study.records()
+
+
+def test_killed_processes_change_no_result(tmp_path: Path) -> None:
+    reference_setup = _setup(tmp_path / "reference")
+    reference = _sweep(LocalPool(reference_setup, num_workers=2), reference_setup, [], {})
+
+    events: list[SweepEvent] = []
+    setup = _setup(tmp_path / "killed", partial(FakeObjective, tmp_path / "built"))
+    faults = {
+        "t0000-p00-s1": {"kind": "kill", "at_step": 27},
+        "t0001-p00-s0": {"kind": "kill", "at_step": 3},
+    }
+    pool = RayPool(setup, num_workers=2)
+    try:
+        assert _sweep(pool, setup, events, faults) == reference
+    finally:
+        pool.close()
+
+    lost = [event for event in events if isinstance(event, RunFailed)]
+    assert {event.lease.spec.run_id for event in lost} == set(faults)
+    assert {event.failure.kind for event in lost} == {FailureKind.WORKER}
+    assert all("the worker was lost" in event.failure.message for event in lost)
+    resumed = [event for event in events if isinstance(event, RunProgressed) and event.lease.attempt]
+    assert min(event.step for event in resumed if event.lease.spec.seed == 1) == 25, "from the checkpoint at 20"
+    assert [row["step"] for row in RunFolder(setup.runs, "t0000-p00-s1").metrics()] == list(range(5, 41, 5))
+    assert len((tmp_path / "built").read_text().splitlines()) == 4, "two workers, two in place of the killed"
+
+
+@dataclass(frozen=True)
+class TellingObjective(FakeObjective):
+    """Leaves the environment that it was built in."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        (self.folder / f"{os.getpid()}.env").write_text(
+            "\n".join(
+                f"{name}={os.environ.get(name)}" for name in ("OMP_NUM_THREADS", "FLAVOUR", "CUDA_VISIBLE_DEVICES")
+            )
+        )
+
+
+def test_the_objective_is_built_in_the_workers_environment(tmp_path: Path) -> None:
+    setup = _setup(tmp_path, partial(TellingObjective, tmp_path))
+    pool = RayPool(setup, cpus_per_worker=2, worker_env={"FLAVOUR": "vanilla"})
+    try:
+        assert pool.num_workers == 1, "auto: two CPUs, two per worker"
+        config = {"x": 1.0, "num_steps": 5, "steps_per_chunk": 5}
+        pool.submit(Lease(spec=RunSpec(run_id="run", trial=0, prompt="p", seed=0, config=config)))
+        assert [type(event) for event in pool.poll(60.0)] == [RunFinished]
+    finally:
+        pool.close()
+    (told,) = tmp_path.glob("*.env")
+    assert told.read_text().splitlines() == ["OMP_NUM_THREADS=2", "FLAVOUR=vanilla"]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"num_workers": 3}, "workers: 3 workers with 1 CPU each do not fit the cluster's 2 CPU"),
+        ({"num_workers": 5, "cpus_per_worker": 0.5}, "use up to 4 workers"),
+        ({"num_workers": 1, "gpus_per_worker": 0.5}, "0.5 GPU each do not fit the cluster's 0 GPU"),
+        ({"num_workers": 0}, "must be >= 1 or auto, got 0"),
+    ],
+)
+def test_workers_that_do_not_fit_are_refused(tmp_path: Path, options: Mapping[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        RayPool(_setup(tmp_path), **options)
+
+
+def _unbuildable() -> Objective:
+    raise FileNotFoundError("no weights in checkpoints/prior")
+
+
+def test_an_objective_that_cannot_be_built_says_why(tmp_path: Path) -> None:
+    pool = RayPool(_setup(tmp_path, _unbuildable), num_workers=1)
+    try:
+        pool.submit(Lease(spec=RunSpec(run_id="run", trial=0, prompt="p", seed=0, config={})))
+        (event,) = pool.poll(60.0)
+    finally:
+        pool.close()
+    assert isinstance(event, RunFailed)
+    assert event.failure.message == "FileNotFoundError: no weights in checkpoints/prior"
+
+
+_INTERRUPTED = """
+import os, pathlib, signal, sys
+from orchestrator.checkpoints import DirectoryCheckpoints
+from orchestrator.ray_pool import RayPool
+from orchestrator.testing import FakeObjective, RecordingTracker
+from orchestrator.trial import Lease, RunProgressed, RunSpec, RunStopped
+from orchestrator.worker import WorkerSetup
+
+assert "torch" not in sys.modules, "the driver's process needs no torch"
+runs = pathlib.Path(sys.argv[1])
+setup = WorkerSetup(objective=FakeObjective, runs=runs, checkpoints=DirectoryCheckpoints(runs),
+                    tracker=RecordingTracker, checkpoint_every=10**6)
+pool = RayPool(setup, num_workers=1)
+config = {"x": 1.0, "num_steps": 10**6, "steps_per_chunk": 5}
+lease = Lease(spec=RunSpec(run_id="run", trial=0, prompt="p", seed=0, config=config))
+interrupted = []
+signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+pool.submit(lease)
+(event,) = pool.poll(60.0)
+os.killpg(0, signal.SIGINT)
+pool.cancel(lease)
+while isinstance(event, RunProgressed):
+    (event,) = pool.poll(60.0)
+pool.close()
+assert interrupted
+print(type(event).__name__)
+"""
+
+
+def test_a_ctrl_c_in_the_terminal_reaches_the_driver_and_not_the_workers(tmp_path: Path) -> None:
+    """Ctrl-C signals the whole process group."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _INTERRUPTED, str(tmp_path)],
+        cwd=Path(__file__).parents[2],
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "RunStopped\n"
+    assert done.stderr == ""
+    assert done.returncode == 0
+    location = DirectoryCheckpoints(tmp_path).latest("run")
+    assert location is not None
+    assert Path(location, "state.json").exists()
