@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TypedDict
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -42,3 +43,14 @@ class Scene(nn.Module, ABC):
     @abstractmethod
     def on_step(self, step: int) -> None:
         """Called after every optimiser step: coarse-to-fine, occupancy updates."""
+
+
+@torch.no_grad()
+def render_still(scene: Scene, cameras: Cameras, background: Float[Tensor, "3"] | Float[Tensor, "v 3 h w"]) -> Render:
+    """A render for pictures and evaluations: no gradient, no jitter, and the scene's random state as it was."""
+    training = scene.training
+    scene.eval()
+    try:
+        return scene.render(cameras, background)
+    finally:
+        scene.train(training)

@@ -9,11 +9,11 @@ Shapes: v = views, n = rays, s = samples along a ray, p = points.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import nerfacc
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from psd.cameras import Cameras
@@ -25,8 +25,12 @@ MIN_ABSOLUTE_WEIGHT = 2e-3  # nor are those below this, unless the ray has no he
 MAX_RAYS_AT_ONCE = 16384  # bounds memory for large pictures
 
 
+@runtime_checkable
 class Field(Protocol):
     """A density (per unit of length) and a colour at every point of the unit sphere."""
+
+    @property
+    def device(self) -> torch.device: ...
 
     def density(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]: ...
 
@@ -116,11 +120,12 @@ def sphere_bounds(
 
 def far_plane(cameras: Cameras) -> Float[Tensor, " v"]:
     """The depth of empty pixels: the far side of the scene's sphere."""
-    return cameras.c2w[:, :3, 3].norm(dim=-1) + SCENE_RADIUS
+    distance: Tensor = cameras.c2w[:, :3, 3].norm(dim=-1)
+    return distance + SCENE_RADIUS
 
 
 def lattice(resolution: int) -> Float[Tensor, "x y z 3"]:
-    """The nodes of a regular grid over the cube around the scene, corners included; ``lattice(n)[i, j, k]`` is (x, y, z)."""
+    """The nodes of a regular grid over the cube around the scene, corners included; entry [i, j, k] is (x, y, z)."""
     ticks = torch.linspace(-SCENE_RADIUS, SCENE_RADIUS, resolution)
     return torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), dim=-1)
 
@@ -129,9 +134,10 @@ def lattice(resolution: int) -> Float[Tensor, "x y z 3"]:
 def density_on_lattice(field: Field, resolution: int) -> Float[Tensor, "x y z"]:
     """Density at the nodes of a regular grid; zero outside the sphere, where no ray ever looks."""
     nodes = lattice(resolution)
-    inside: Bool[Tensor, "x y z"] = nodes.norm(dim=-1) <= SCENE_RADIUS
+    inside = nodes.norm(dim=-1) <= SCENE_RADIUS
+    points = nodes[inside].to(field.device)
     density = torch.zeros(nodes.shape[:-1])
-    density[inside] = torch.cat([field.density(points).cpu() for points in nodes[inside].split(2**18)])
+    density[inside] = torch.cat([field.density(chunk) for chunk in points.split(2**18)]).cpu()
     return density
 
 

@@ -25,7 +25,7 @@ class VoxelGridConfig:
     density_scale: float = 10.0  # density per unit of softplus(raw)
     blob_density: float = 10.0  # at the centre, before the first step
     blob_radius: float = 0.2  # distance over which the first density falls by a factor e
-    lr_density: float = 0.1
+    lr_density: float = 0.2
     lr_color: float = 0.1
     sparsity: float = 0.0  # weight of the mean opacity
     opacity_entropy: float = 0.0  # weight of the mean of 4 o (1 - o)
@@ -55,6 +55,10 @@ class GridField:
     raw_density: Float[Tensor, "1 1 z y x"]
     raw_color: Float[Tensor, "1 3 z y x"]
     density_scale: float
+
+    @property
+    def device(self) -> torch.device:
+        return self.raw_density.device
 
     def density(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]:
         # softplus after the interpolation, which lets surfaces be sharper than the grid (DVGO, arXiv 2111.11215, 3.2)
@@ -92,9 +96,7 @@ class VoxelGrid(Scene):
 
     def render(self, cameras: Cameras, background: Float[Tensor, "3"] | Float[Tensor, "v 3 h w"]) -> Render:
         generator = self._generator if self.training else None
-        return render_field(
-            self.field(), cameras, background, num_samples=self.config.num_samples, generator=generator
-        )
+        return render_field(self.field(), cameras, background, num_samples=self.config.num_samples, generator=generator)
 
     def field(self) -> GridField:
         detail = self._detail()
@@ -143,7 +145,8 @@ class VoxelGrid(Scene):
     def _upsample(self, coarse: Float[Tensor, "1 c z y x"]) -> Float[Tensor, "1 c Z Y X"]:
         along_x = coarse @ self.upsampling.T
         along_yx = self.upsampling @ along_x
-        return (self.upsampling @ along_yx.flatten(3)).unflatten(3, along_yx.shape[3:])
+        along_zyx: Tensor = self.upsampling @ along_yx.flatten(3)
+        return along_zyx.view(1, -1, *self.fine_density.shape[2:])
 
 
 def _blob(config: VoxelGridConfig) -> Float[Tensor, "1 1 z y x"]:
@@ -152,7 +155,7 @@ def _blob(config: VoxelGridConfig) -> Float[Tensor, "1 1 z y x"]:
     MVDream starts from softplus(10 (1 - r / 0.5)); this has the same density in the centre and a longer tail, so that
     space near the sphere can still fill.
     """
-    radius = lattice(config.resolution).norm(dim=-1)
+    radius: Tensor = lattice(config.resolution).norm(dim=-1)
     centre = math.log(math.expm1(config.blob_density / config.density_scale))
     return (centre - radius / config.blob_radius)[None, None]
 
@@ -160,7 +163,7 @@ def _blob(config: VoxelGridConfig) -> Float[Tensor, "1 1 z y x"]:
 def _linear_upsampling(coarse: int, fine: int) -> Float[Tensor, "fine coarse"]:
     """Linear interpolation as a matrix: three products are several times faster on a CPU than ``F.interpolate``."""
     distance = torch.linspace(0, coarse - 1, fine)[:, None] - torch.arange(coarse)
-    return (1 - distance.abs()).clamp(min=0)
+    return (1.0 - distance.abs()).clamp(min=0)
 
 
 def _interpolate(grid: Float[Tensor, "1 c z y x"], points: Float[Tensor, "p 3"]) -> Float[Tensor, "p c"]:

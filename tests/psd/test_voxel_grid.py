@@ -1,0 +1,174 @@
+"""The voxel grid: what it starts as, how it learns, and that a resumed one continues bit for bit."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from psd.scenes.base import render_still
+from psd.scenes.volume_rendering import render_field
+from psd.scenes.voxel_grid import VoxelGrid, VoxelGridConfig
+from tests.psd.fields import Balls, views
+
+SMALL = VoxelGridConfig(resolution=12, coarse_resolution=6, num_samples=24, coarse_steps=3)
+WHITE = torch.ones(3)
+
+
+def small_grid() -> VoxelGrid:
+    grid = VoxelGrid(SMALL, seed=5)
+    with torch.no_grad():
+        for parameter in grid.parameters():
+            parameter.normal_()
+    return grid
+
+
+def train(grid: VoxelGrid, optimizer: torch.optim.Adam, steps: range) -> None:
+    for step in steps:
+        render = grid.render(views(40.0 * step, 40.0 * step + 90, size=12), WHITE)
+        loss = render.rgb.square().mean() + sum(grid.regularization(render, step).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        grid.on_step(step + 1)
+
+
+def test_it_starts_as_a_soft_grey_ball_in_the_centre() -> None:
+    grid = VoxelGrid(VoxelGridConfig(resolution=41, coarse_resolution=21, blob_density=10.0, density_scale=10.0))
+    field = grid.field()
+    points = torch.tensor([[0.0, 0, 0], [0.5, 0, 0], [0, 0, -0.9]])
+    density = field.density(points).tolist()
+    assert density[0] == pytest.approx(10.0, rel=1e-3)
+    # log(e - 1) - r / 0.2 before the softplus
+    assert density[1] == pytest.approx(10 * math.log1p(math.exp(math.log(math.expm1(1)) - 2.5)), rel=1e-3)
+    assert density[2] < 0.2
+    assert torch.allclose(field.color(points), torch.full((3, 3), 0.5))
+
+
+def test_the_axes_of_the_grid_are_those_of_the_world() -> None:
+    grid = VoxelGrid(VoxelGridConfig(resolution=5, coarse_resolution=3, coarse_steps=0))
+    with torch.no_grad():
+        grid.fine_color[0, 0, 2, 2, 4] = 3.0  # x = +1
+        grid.fine_color[0, 1, 2, 4, 2] = 3.0  # y = +1
+        grid.fine_color[0, 2, 4, 2, 2] = 3.0  # z = +1
+    color = grid.field().color(torch.cat([torch.eye(3), -torch.eye(3)]))
+    assert torch.allclose(color[:3], torch.full((3, 3), 0.5) + (torch.sigmoid(torch.tensor(3.0)) - 0.5) * torch.eye(3))
+    assert torch.equal(color[3:], torch.full((3, 3), 0.5))
+
+
+def test_the_coarse_level_is_interpolated_linearly() -> None:
+    grid = small_grid()
+    expected = F.interpolate(grid.coarse_color, size=(12, 12, 12), mode="trilinear", align_corners=True)
+    assert torch.allclose(grid.field().raw_color, expected, atol=1e-5)
+
+
+def test_the_fine_level_fades_in() -> None:
+    grid = small_grid()
+    coarse = grid.field().raw_color
+    for step, detail in [(1, 0.0), (3, 0.0), (4, 1 / 3), (6, 1.0), (100, 1.0)]:
+        grid.on_step(step)
+        assert torch.allclose(grid.field().raw_color, coarse + detail * grid.fine_color, atol=1e-5), step
+
+
+def test_every_parameter_is_in_a_group_and_gets_a_gradient() -> None:
+    grid = small_grid()
+    grid.on_step(10)
+    grid.render(views(0.0, 90.0, size=12), WHITE).rgb.square().mean().backward()
+    groups = {group["name"]: group for group in grid.param_groups()}
+    assert groups["density"]["lr"] == SMALL.lr_density
+    assert groups["color"]["lr"] == SMALL.lr_color
+    grouped = [parameter for group in groups.values() for parameter in group["params"]]
+    assert {id(p) for p in grouped} == {id(p) for p in grid.parameters()}
+    for name, parameter in grid.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_it_learns_a_ball_from_its_pictures() -> None:
+    grid = VoxelGrid(VoxelGridConfig(resolution=16, coarse_resolution=8, num_samples=24, coarse_steps=10))
+    optimizer = torch.optim.Adam(grid.param_groups(), betas=(0.9, 0.99))
+    target, cameras = Balls(), views(0.0, 90.0, 180.0, 270.0, elevation_deg=20.0, size=16)
+    errors = []
+    for step in range(60):
+        background = torch.full((3,), (0.05, 0.95)[step % 2])
+        truth = render_field(target, cameras, background, num_samples=48)
+        loss = (grid.render(cameras, background).rgb - truth.rgb).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        grid.on_step(step + 1)
+        errors.append(float(loss))
+    assert errors[-1] < 0.1 * errors[0]
+    unseen = views(45.0, elevation_deg=20.0, size=16)
+    truth, render = render_field(target, unseen, WHITE, num_samples=48), render_still(grid, unseen, WHITE)
+    assert (truth.rgb - render.rgb).abs().mean() < 0.03
+
+
+def test_ten_steps_saved_and_loaded_and_ten_more_are_twenty() -> None:
+    config = VoxelGridConfig(
+        resolution=8, coarse_resolution=4, num_samples=8, coarse_steps=8, ramp_steps=15,
+        sparsity=0.1, opacity_entropy=0.1, smoothness=0.1,
+    )  # fmt: skip
+    straight = VoxelGrid(config, seed=1)
+    optimizer = torch.optim.Adam(straight.param_groups())
+    train(straight, optimizer, range(10))
+    file = io.BytesIO()
+    torch.save((straight.state_dict(), optimizer.state_dict()), file)
+    train(straight, optimizer, range(10, 20))
+
+    resumed = VoxelGrid(config, seed=2)
+    optimizer = torch.optim.Adam(resumed.param_groups())
+    file.seek(0)
+    scene_state, optimizer_state = torch.load(file, weights_only=True)
+    resumed.load_state_dict(scene_state)
+    optimizer.load_state_dict(optimizer_state)
+    train(resumed, optimizer, range(10, 20))
+    for (name, expected), actual in zip(straight.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(expected, actual), name
+    assert torch.equal(straight.get_extra_state()["generator"], resumed.get_extra_state()["generator"])
+
+
+def test_a_still_leaves_no_trace() -> None:
+    grid, cameras = small_grid(), views(0.0, size=12)
+    before = grid.get_extra_state()["generator"]
+    first, second = (render_still(grid, cameras, WHITE) for _ in range(2))
+    assert torch.equal(first.rgb, second.rgb)
+    assert not first.rgb.requires_grad
+    assert grid.training
+    assert torch.equal(grid.get_extra_state()["generator"], before)
+    assert not torch.equal(grid.render(cameras, WHITE).rgb, grid.render(cameras, WHITE).rgb), "training jitters"
+
+
+def test_regularization_by_hand() -> None:
+    config = VoxelGridConfig(
+        resolution=4, coarse_resolution=2, ramp_steps=10, sparsity=2.0, opacity_entropy=3.0, smoothness=5.0
+    )
+    grid = VoxelGrid(config)
+    with torch.no_grad():
+        grid.coarse_density[..., 1] = 2.0  # x: every difference is 2, along y and z there is none
+    render = render_still(grid, views(0.0, size=8), WHITE)
+    losses = grid.regularization(render, step=5)
+    assert float(losses["sparsity"]) == pytest.approx(0.5 * 2 * float(render.opacity.mean()))
+    haze = 4 * render.opacity * (1 - render.opacity)
+    assert float(losses["opacity_entropy"]) == pytest.approx(0.5 * 3 * float(haze.mean()))
+    assert float(losses["smoothness"]) == pytest.approx(5 * 2.0**2)
+    assert float(grid.regularization(render, step=30)["sparsity"]) == pytest.approx(2 * float(losses["sparsity"]))
+    assert VoxelGrid(SMALL).regularization(render, step=5) == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"resolution": 1}, "resolution must be >= 2"),
+        ({"resolution": 10}, "coarse_resolution must be <= resolution, got 20 > 10"),
+        ({"lr_density": 0.0}, "lr_density must be > 0"),
+        ({"smoothness": -1.0}, "smoothness must be >= 0"),
+    ],
+)
+def test_impossible_settings_are_refused(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VoxelGridConfig(**wrong)
