@@ -44,7 +44,7 @@ def field_to_mesh(field: Field, *, resolution: int = 96, level: float | None = N
     elif not 0 < level < highest:
         raise ValueError(f"level must lie between 0 and the highest density {highest:.3g}, got {level:.3g}")
     closed = np.pad(density.numpy(), 1)  # a surface that touches the border is closed there
-    vertices, faces, _, _ = marching_cubes(closed, level=level)
+    vertices, faces, _, _ = marching_cubes(closed, level=level, gradient_direction="ascent")  # faces look outwards
     vertices = (vertices - 1) * (2 * SCENE_RADIUS / (resolution - 1)) - SCENE_RADIUS
     with torch.no_grad():
         color = field.color(torch.as_tensor(vertices, dtype=torch.float32, device=field.device)).cpu()

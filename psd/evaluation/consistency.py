@@ -11,7 +11,7 @@ from psd.cameras import Cameras
 from psd.scenes.base import Render
 from psd.scenes.volume_rendering import far_plane
 
-SURFACE_OPACITY = 0.5  # pixels below this show no surface
+SURFACE_OPACITY = 0.5  # pixels below this show no surface; those beside a silhouette are left out of the comparison
 DEPTH_TOLERANCE = 0.1  # a twentieth of the scene's diameter
 COLOR_TOLERANCE = 0.25  # mean difference over the channels at which agreement has fallen to 0
 
@@ -29,31 +29,35 @@ def agreement(render: Render, cameras: Cameras) -> float:
     opacity = render.opacity[:, 0]
     depth = (render.depth[:, 0] - (1 - opacity) * far) / opacity.clamp(min=1e-6)  # of the surface alone
     points = origins + depth[..., None] * directions
+    solid = (opacity > SURFACE_OPACITY).to(opacity)
+    inner, outer = -F.max_pool2d(-solid, 3, stride=1, padding=1), F.max_pool2d(solid, 3, stride=1, padding=1)
     order = cameras.azimuth_deg.argsort().tolist()
     scores = []
     for source, target in zip(order, order[1:] + order[:1], strict=True):
         for here, there in ((source, target), (target, source)):
-            surface = opacity[here] > SURFACE_OPACITY
+            surface = inner[here] == 1
             color = render.rgb[here].permute(1, 2, 0)[surface]
-            layers = torch.cat([render.rgb[there], depth[there, None], opacity[there, None]])
+            layers = torch.cat([render.rgb[there], torch.stack([depth[there], inner[there], outer[there]])])
             scores.append(_scores(points[here][surface], color, layers, cameras[there : there + 1]))
     counted = torch.cat(scores)
     return float(counted.mean()) if len(counted) else 0.0
 
 
 def _scores(
-    points: Float[Tensor, "p 3"], color: Float[Tensor, "p 3"], layers: Float[Tensor, "5 h w"], camera: Cameras
+    points: Float[Tensor, "p 3"], color: Float[Tensor, "p 3"], layers: Float[Tensor, "6 h w"], camera: Cameras
 ) -> Float[Tensor, " counted"]:
-    """The scores of the points that are not hidden from the camera, whose image, depth and opacity are the layers."""
+    """The scores of the points that are not hidden from the camera, whose image, depth and silhouette
+    (one pixel smaller, one pixel larger) are the layers."""
     pixels, distance = _project(points, camera)
-    seen = F.grid_sample(layers[None], pixels[None, None], align_corners=False)[0, :, 0].T
-    seen_color, seen_depth, seen_opacity = seen[:, :3], seen[:, 3], seen[:, 4]
-    on_surface = seen_opacity > SURFACE_OPACITY
+    seen = F.grid_sample(layers[None], pixels[None, None], padding_mode="border", align_corners=False)[0, :, 0].T
+    seen_color, seen_depth, inner, outer = seen[:, :3], seen[:, 3], seen[:, 4], seen[:, 5]
+    on_surface, in_the_void = inner > 1 - 1e-4, outer < 1e-4
     hidden = on_surface & (distance > seen_depth + DEPTH_TOLERANCE)
-    contradicts = ~on_surface | (distance < seen_depth - DEPTH_TOLERANCE)
+    contradicts = in_the_void | (distance < seen_depth - DEPTH_TOLERANCE)
     difference = (seen_color - color).abs().mean(dim=-1)
     score = (1 - difference / COLOR_TOLERANCE).clamp(min=0).masked_fill(contradicts, 0)
-    return score[~hidden & (pixels.abs() <= 1).all(dim=-1)]
+    in_picture = (pixels.abs() <= 1).all(dim=-1)
+    return score[in_picture & ((on_surface & ~hidden) | in_the_void)]
 
 
 def _project(points: Float[Tensor, "p 3"], camera: Cameras) -> tuple[Float[Tensor, "p 2"], Float[Tensor, " p"]]:

@@ -51,7 +51,7 @@ class Balls:
 
 
 def views(*azimuth_deg: float, elevation_deg: float = 0.0, size: int = 33, fov_deg: float = 40.0) -> Cameras:
-    azimuth = torch.tensor(azimuth_deg)
+    azimuth = torch.tensor(azimuth_deg, dtype=torch.float32)
     return Cameras.orbit(
         azimuth_deg=azimuth,
         elevation_deg=torch.full_like(azimuth, elevation_deg),

@@ -97,7 +97,7 @@ def test_backgrounds_show_where_the_scene_does_not() -> None:
 def test_jitter_comes_from_the_generator_alone() -> None:
     def render(seed: int | None) -> torch.Tensor:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return render_field(Balls(), views(0.0), WHITE, num_samples=16, generator=generator).rgb
+        return render_field(Balls(level=5.0), views(0.0), WHITE, num_samples=16, generator=generator).rgb
 
     assert torch.equal(render(1), render(1))
     assert not torch.equal(render(1), render(2))
