@@ -66,6 +66,7 @@ class TestOrbit:
         azimuth, elevation = torch.cartesian_prod(torch.arange(0.0, 360.0, 37.0), torch.arange(-80.0, 81.0, 20.0)).T
         cameras = orbit(azimuth.tolist(), elevation.tolist(), distance=1.7)
         assert degrees_apart(cameras.azimuth_deg, azimuth).max() < 1e-3
+        assert cameras.azimuth_deg.min() >= 0
         assert_close(cameras.elevation_deg, elevation, atol=1e-3, rtol=0)
 
 
