@@ -1,0 +1,147 @@
+"""Optimization: one asset on its way from a prompt to a scene, step by step, resumable bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from psd.cameras import CameraSampler
+from psd.distillation.distillation import Distillation
+from psd.phases import phase
+from psd.prompts import PromptEncoder
+from psd.scenes.backgrounds import Background
+from psd.scenes.base import Scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamConfig:
+    """The scene's optimiser; learning rates are the scene's own."""
+
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-15  # a voxel that is rarely seen has tiny gradients, which a larger eps would drown
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    step: int  # the one just done, from 0
+    terms: Mapping[str, float]
+    unet_calls: int  # see DistillationLoss
+
+
+class Optimization:
+    """A scene, what pulls at it, and the random numbers that it draws.
+
+    Random numbers come from a generator of its own, on the CPU, so that they are the same on every device, and from a
+    private copy of torch's global generators: several optimisations may take turns in one process.
+    """
+
+    def __init__(
+        self,
+        *,
+        scene: Scene,
+        background: Background,
+        cameras: CameraSampler,
+        distillation: Distillation,
+        prompt_encoder: PromptEncoder,
+        prompt: str,
+        seed: int,
+        adam: AdamConfig = AdamConfig(),
+    ) -> None:
+        self.scene = scene
+        self.background = background
+        self.distillation = distillation
+        self.next_step = 0
+        self._cameras = cameras
+        self._prompt_encoder = prompt_encoder
+        self._prompt = prompt
+        self._device = next(scene.parameters()).device
+        self._generator = torch.Generator().manual_seed(seed)
+        self._global_rng = _GlobalRng(self._device, seed)
+        groups: list[dict[str, Any]] = [dict(group) for group in (*scene.param_groups(), *background.param_groups())]
+        self._optimizer = torch.optim.Adam(groups, betas=adam.betas, eps=adam.eps)
+
+    def step(self) -> StepReport:
+        """Raises:
+        FloatingPointError: a loss is not finite; names it and the step.
+        """
+        with self._global_rng.active():
+            return self._step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a step depends on, apart from what the constructor is given."""
+        return {
+            "next_step": self.next_step,
+            "scene": self.scene.state_dict(),
+            "background": self.background.state_dict(),
+            "distillation": self.distillation.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+            "global_rng": self._global_rng.state,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.next_step = state["next_step"]
+        self.scene.load_state_dict(state["scene"])
+        self.background.load_state_dict(state["background"])
+        self.distillation.load_state_dict(state["distillation"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._generator.set_state(state["generator"].cpu())
+        self._global_rng.state = [part.cpu() for part in state["global_rng"]]
+
+    def _step(self) -> StepReport:
+        step = self.next_step
+        cameras = self._cameras(self._generator).to(self._device)
+        with phase("render"):
+            background = self.background.sample(self._generator, cameras)
+            render = self.scene.render(cameras, background.rgb)
+            regularization = self.scene.regularization(render, step)
+        prompt = self._prompt_encoder(self._prompt, cameras, background.phrase)
+        loss = self.distillation(render.rgb, prompt, cameras, step, self._generator)
+        terms = _finite(loss.terms | {name: value.detach() for name, value in regularization.items()}, step)
+        with phase("backward"):
+            self._optimizer.zero_grad()
+            torch.stack([loss.total, *regularization.values()]).sum().backward()
+        with phase("optimizer"):
+            self._optimizer.step()
+            self.scene.on_step(step)
+        self.next_step = step + 1
+        return StepReport(step=step, terms=terms, unet_calls=loss.unet_calls)
+
+
+class _GlobalRng:
+    """torch's global generators as one optimisation sees them: ``state`` while it rests, installed while it runs."""
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self._devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(self._devices):
+            torch.manual_seed(seed)
+            self.state = self._read()
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with torch.random.fork_rng(self._devices):
+            torch.set_rng_state(self.state[0])
+            for device, part in zip(self._devices, self.state[1:], strict=True):
+                torch.cuda.set_rng_state(part, device)
+            try:
+                yield
+            finally:
+                self.state = self._read()
+
+    def _read(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._devices)]
+
+
+def _finite(terms: Mapping[str, Tensor], step: int) -> dict[str, float]:
+    """The terms as numbers, with one wait for the device."""
+    values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{name} is {value} at step {step}; lower the learning rate or the guidance scale")
+    return values
