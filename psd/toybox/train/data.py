@@ -37,10 +37,10 @@ class Scenes:
         return len(self.rgb)
 
 
-def make_scenes(num_scenes: int, seed: int, choices: Sequence[Description] | None = None) -> Scenes:
-    """Random scenes of all training descriptions, or of ``choices``, kinds by their weights."""
+def make_scenes(num_scenes: int, seed: int, *, held_out: bool = False) -> Scenes:
+    """Random scenes of the descriptions for training, or of the held-out ones; kinds by their weights."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    drawn = _draw(num_scenes, rng) if choices is None else [rng.choice(choices) for _ in range(num_scenes)]
+    drawn = _draw(num_scenes, rng, held_out)
     phrases = torch.tensor([rng.randrange(len(BACKGROUNDS)) for _ in drawn])
     levels = torch.tensor(list(BACKGROUNDS.values()))[phrases]
     batches = []
@@ -53,10 +53,10 @@ def make_scenes(num_scenes: int, seed: int, choices: Sequence[Description] | Non
     return Scenes(rgb, opacity, conditioning, phrases, tuple(drawn))
 
 
-def _draw(num_scenes: int, rng: random.Random) -> list[Description]:
+def _draw(num_scenes: int, rng: random.Random, held_out: bool) -> list[Description]:
     by_kind: dict[str, list[Description]] = {kind: [] for kind in KIND_WEIGHTS}
     for description in descriptions():
-        if not is_held_out(description):
+        if is_held_out(description) == held_out:
             by_kind[description.kind].append(description)
     kinds = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()), k=num_scenes)
     return [rng.choice(by_kind[kind]) for kind in kinds]
@@ -87,11 +87,11 @@ def _render_groups(
     )
 
 
-def cached_scenes(folder: Path, num_scenes: int, seed: int) -> Scenes:
+def cached_scenes(folder: Path, num_scenes: int, seed: int, *, held_out: bool = False) -> Scenes:
     """As ``make_scenes``, kept in a file of tensors between the stages of a training."""
-    path = folder / f"scenes-{num_scenes}-{seed}.pt"
+    path = folder / f"scenes-{'held-out-' if held_out else ''}{num_scenes}-{seed}.pt"
     if not path.exists():
-        scenes = make_scenes(num_scenes, seed)
+        scenes = make_scenes(num_scenes, seed, held_out=held_out)
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(
             {
@@ -110,4 +110,14 @@ def cached_scenes(folder: Path, num_scenes: int, seed: int) -> Scenes:
         stored["cameras"],
         stored["phrases"],
         tuple(parse(sentence) for sentence in stored["sentences"]),
+    )
+
+
+def joined(parts: Sequence[Scenes]) -> Scenes:
+    return Scenes(
+        torch.cat([part.rgb for part in parts]),
+        torch.cat([part.opacity for part in parts]),
+        torch.cat([part.cameras for part in parts]),
+        torch.cat([part.phrases for part in parts]),
+        tuple(description for part in parts for description in part.descriptions),
     )

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from psd.priors.multiview import attend_across_views
+from psd.priors.multiview import CrossViewAttention
 from psd.toybox.grammar import BACKGROUNDS, Description
 from psd.toybox.train.autoencoder import LATENT_CHANNELS
 from psd.toybox.train.data import Scenes
@@ -45,7 +45,7 @@ def build_unet() -> UNet2DConditionModel:
         class_embed_type="projection",
         projection_class_embeddings_input_dim=16,
     )
-    attend_across_views(unet, GROUP_SIZE)
+    unet.set_attn_processor(CrossViewAttention())
     return unet.to(memory_format=torch.channels_last)
 
 
@@ -93,7 +93,8 @@ class Denoiser(nn.Module):
         cameras: Float[Tensor, "b 16"],
     ) -> Float[Tensor, "b c h w"]:
         text = self.text_encoder(tokens).last_hidden_state.repeat_interleave(GROUP_SIZE, dim=0)
-        prediction: Tensor = self.unet(z_t, t, text, class_labels=cameras).sample
+        views = {"num_views": GROUP_SIZE}
+        prediction: Tensor = self.unet(z_t, t, text, class_labels=cameras, cross_attention_kwargs=views).sample
         return prediction
 
 
@@ -108,15 +109,15 @@ class Latents:
 
 
 @torch.inference_mode()
-def encode(scenes: Sequence[Scenes], vae: AutoencoderTiny) -> Latents:
+def encode(scenes: Scenes, vae: AutoencoderTiny) -> Latents:
     names = list(BACKGROUNDS)
-    rgb = torch.cat([s.rgb for s in scenes]).flatten(0, 1)
+    rgb = scenes.rgb.flatten(0, 1)
     z = torch.cat([vae.encoder(part.float() / 127.5 - 1) for part in rgb.split(256)]) * vae.config.scaling_factor
     return Latents(
         z.unflatten(0, (-1, GROUP_SIZE)),
-        torch.cat([s.cameras for s in scenes]),
-        [names[p] for s in scenes for p in s.phrases.tolist()],
-        [d for s in scenes for d in s.descriptions],
+        scenes.cameras,
+        [names[p] for p in scenes.phrases.tolist()],
+        scenes.descriptions,
     )
 
 
