@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from copy import deepcopy
@@ -172,3 +173,12 @@ def save(model: Denoiser, tokenizer: CLIPTokenizer, out: Path) -> None:
     deepcopy(model.text_encoder).half().save_pretrained(out / "text_encoder")
     tokenizer.save_pretrained(out / "tokenizer")
     build_scheduler().save_pretrained(out / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderTiny"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
+    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
