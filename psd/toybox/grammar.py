@@ -109,9 +109,7 @@ def descriptions() -> Iterator[Description]:
                 yield Description(top=Solid(shape=shape, color=color, stripe=stripe))
         for base, base_color in itertools.product(BASES, COLORS):
             if base_color != color:
-                yield Description(
-                    top=Solid(shape=shape, color=color), base=Solid(shape=base, color=base_color)
-                )
+                yield Description(top=Solid(shape=shape, color=color), base=Solid(shape=base, color=base_color))
 
 
 def is_held_out(description: Description) -> bool:

@@ -60,9 +60,7 @@ class Oracle:
         """The likeliest value of each slot, one dictionary a view."""
         logits = self._model(preprocess(rgb)).logits.split([len(values) for values in SLOTS.values()], dim=-1)
         indices = torch.stack([part.argmax(-1) for part in logits], dim=-1).tolist()
-        return [
-            {slot: values[i] for (slot, values), i in zip(SLOTS.items(), row, strict=True)} for row in indices
-        ]
+        return [{slot: values[i] for (slot, values), i in zip(SLOTS.items(), row, strict=True)} for row in indices]
 
     def right(self, rgb: Float[Tensor, "b 3 h w"], prompt: str) -> Mapping[str, Bool[Tensor, " b"]]:
         """Per view, whether both colours and both shapes are the prompt's."""

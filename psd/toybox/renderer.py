@@ -89,9 +89,7 @@ def _box(*excess: Tensor) -> Tensor:
     return outside + reduce(torch.maximum, excess).clamp(max=0)
 
 
-def render(
-    scenes: Sequence[tuple[PlacedSolid, ...]], cameras: Cameras, levels: Float[Tensor, " v"]
-) -> WorldRender:
+def render(scenes: Sequence[tuple[PlacedSolid, ...]], cameras: Cameras, levels: Float[Tensor, " v"]) -> WorldRender:
     """One scene a camera, on flat grey backgrounds of the given levels; anti-aliased by supersampling."""
     fine = cameras.at_resolution(cameras.height * SUPERSAMPLING, cameras.width * SUPERSAMPLING)
     origins, directions = (rays.flatten(1, 2).mT.contiguous() for rays in fine.rays())
@@ -112,7 +110,7 @@ def render(
 
 
 def _nearest(scenes: Sequence[tuple[PlacedSolid, ...]], points: Float[Tensor, "v 3 n"]) -> tuple[Tensor, Tensor]:
-    """Distance to the nearest solid of each view's scene, and its index; both [v, n]. Runs of equal scenes go at once."""
+    """Distance to the nearest solid of each view's scene, and its index; both [v, n]. Equal scenes go at once."""
     distances = torch.empty_like(points[:, 0])
     owners = torch.zeros_like(distances, dtype=torch.uint8)
     for scene, views in _runs(scenes):

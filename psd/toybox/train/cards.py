@@ -14,17 +14,17 @@ _DATA = (
 )
 _ABOUT = {
     "prior": (
-        "A multi-view latent diffusion model in MVDream's form: `UNet2DConditionModel` (64, 128) with camera projection "
-        "and self-attention across four views, v-prediction on Stable Diffusion's noise schedule; `AutoencoderTiny` "
-        "(f = 4, 8 channels); a CLIP text encoder (2 layers, width 96) trained with the UNet. AdamW 8e-4, cosine, "
-        "32 views a step, averaged weights; captions lose the object in 12 % and the background in 10 % of the steps."
+        "A multi-view latent diffusion model in MVDream's form: `UNet2DConditionModel` (64, 128) with camera "
+        "projection and self-attention across four views, v-prediction on Stable Diffusion's noise schedule; "
+        "`AutoencoderTiny` (f = 4, 8 channels); a CLIP text encoder (2 layers, width 96) trained with the UNet. "
+        "AdamW 8e-4, cosine, 32 views a step, averaged weights; captions lose the object in 12 % and the background in 10 % of the steps."
     ),
     "classifier": (
         "The oracle: `ResNetForImageClassification`, four softmax slots (shape, base, colour, second colour), on "
         "clean and mildly degraded renders of all sentences. For evaluation only; nothing optimises it."
     ),
-    "reward": "A CLIP-style preference reward (PickScore's form) to optimise: patch 4, 3 layers, width 96; scenes seed 1.",
-    "judge": "A CLIP-style preference reward that nothing optimises: patch 8, 4 layers, width 128; scenes seed 2.",
+    "reward": "A CLIP-style preference reward (PickScore's form) to optimise: patch 4, 3 layers, width 96; seed 1.",
+    "judge": "A CLIP-style preference reward that nothing optimises: patch 8, 4 layers, width 128; seed 2.",
 }
 _FIGURES = {
     "autoencoder_l1": "mean absolute error of a reconstruction (range 0-1)",
@@ -41,6 +41,7 @@ def write_cards(checkpoints: Path, minutes: Mapping[str, float], figures: Figure
         spent = minutes[name] + (minutes["autoencoder"] if name == "prior" else 0)
         rows = "\n".join(f"| {_FIGURES[key]} | {value:.3f} |" for key, value in figures[name].items())
         (checkpoints / name / "README.md").write_text(
-            f"# Built-in world: {name}\n\n{about}\n\n{_DATA}\n\nTraining: `python -m psd.toybox.train`, {spent:.0f} minutes "
-            f"on CPU cores without AMX.\n\n| held-out figure | value |\n| --- | --- |\n{rows}\n\nLicense: Apache-2.0.\n"
+            f"# Built-in world: {name}\n\n{about}\n\n{_DATA}\n\nTraining: `python -m psd.toybox.train`, {spent:.0f} "
+            f"minutes on CPU cores without AMX.\n\n"
+            f"| held-out figure | value |\n| --- | --- |\n{rows}\n\nLicense: Apache-2.0.\n"
         )

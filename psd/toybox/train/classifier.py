@@ -58,9 +58,7 @@ def train(scenes: Scenes, clock: Clock, seed: int = 0) -> ResNetForImageClassifi
             ]
         )
         logits = model(preprocess(images).to(memory_format=torch.channels_last)).logits.split(sizes, dim=-1)
-        loss = torch.stack(
-            [F.cross_entropy(part, wanted[index, slot]) for slot, part in enumerate(logits)]
-        ).sum()
+        loss = torch.stack([F.cross_entropy(part, wanted[index, slot]) for slot, part in enumerate(logits)]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Clock:
-    """Iterates until the minutes are used up and yields the fraction that is; prints the reported means now and then."""
+    """Iterates until the minutes are used up and yields the fraction that is; prints reported means now and then."""
 
     def __init__(self, name: str, minutes: float, report_every_s: float = 30.0):
         self.name, self.minutes, self.report_every_s = name, minutes, report_every_s

@@ -19,6 +19,8 @@ from psd.toybox.oracle import labels
 from psd.toybox.train.data import Scenes
 from psd.toybox.train.degradation import degrade
 
+MIX = (0.4, 0.35, 0.25)  # of the losers: wrong object, degraded, guess of the prior
+
 
 @dataclass(frozen=True, eq=False)
 class Guesses:
@@ -37,10 +39,10 @@ class Pairs:
 
 
 class PairSampler:
-    """Draws pairs; the mix of losers is ``wrong object : degraded : guess of the prior``."""
+    """Draws pairs."""
 
-    def __init__(self, scenes: Scenes, guesses: Guesses, seed: int, mix: tuple[float, float, float] = (0.4, 0.35, 0.25)):
-        self._scenes, self._guesses, self._mix = scenes, guesses, mix
+    def __init__(self, scenes: Scenes, guesses: Guesses, seed: int):
+        self._scenes, self._guesses = scenes, guesses
         self._rng = random.Random(seed)
         self._by_sentence: dict[str, list[int]] = defaultdict(list)
         for index, description in enumerate(scenes.descriptions):
@@ -58,7 +60,7 @@ class PairSampler:
 
     def _pair(self) -> tuple[Tensor, Tensor, str]:
         rng = self._rng
-        kind = rng.choices(("wrong", "degraded", "guess"), self._mix)[0]
+        kind = rng.choices(("wrong", "degraded", "guess"), MIX)[0]
         if kind == "guess":
             return self._guess_pair(rng.choice(self._guessed_scenes))
         scene, view = rng.randrange(len(self._scenes)), rng.randrange(4)
@@ -106,5 +108,7 @@ class PairSampler:
                 if other != sentence:
                     found = labels(self._scenes.descriptions[scenes[0]])
                     missing[sum(found[slot] != value for slot, value in wanted)].extend(scenes)
-            self._near[sentence] = missing[1] + missing[2][: len(missing[1]) // 2] or missing[min(missing)]
+            fewest = min(missing)
+            some = missing.get(fewest + 1, [])[: len(missing[fewest]) // 2]
+            self._near[sentence] = missing[fewest] + some
         return self._near[sentence]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from psd.cameras import Cameras
 from psd.priors.multiview import MultiviewPrior
-from psd.toybox.train.prior import Latents
 from psd.toybox.train.preferences import Guesses
+from psd.toybox.train.prior import Latents
 
 
 @torch.inference_mode()
@@ -79,5 +79,9 @@ def one_step_guesses(prior: MultiviewPrior, data: Latents, num_scenes: int, seed
 def _conditioned(conditioning: Float[Tensor, "b 16"]) -> Cameras:
     """Cameras with a given conditioning; their pictures' size and field of view play no part in it."""
     return Cameras(
-        c2w=conditioning.unflatten(1, (4, 4)), fov_deg=torch.full((len(conditioning),), 40.0), height=32, width=32, group_size=4
+        c2w=conditioning.unflatten(1, (4, 4)),
+        fov_deg=torch.full((len(conditioning),), 40.0),
+        height=32,
+        width=32,
+        group_size=4,
     )
