@@ -25,11 +25,9 @@ def agreement(render: Render, cameras: Cameras) -> float:
     A sharp object with the same colour from everywhere scores 1 up to the resolution of the images.
     """
     origins, directions = cameras.rays()
-    far = far_plane(cameras)[:, None, None]
-    opacity = render.opacity[:, 0]
-    depth = (render.depth[:, 0] - (1 - opacity) * far) / opacity.clamp(min=1e-6)  # of the surface alone
+    depth = surface_depth(render, cameras)
     points = origins + depth[..., None] * directions
-    solid = (opacity > SURFACE_OPACITY).to(opacity)
+    solid = (render.opacity[:, 0] > SURFACE_OPACITY).to(depth)
     inner, outer = -F.max_pool2d(-solid, 3, stride=1, padding=1), F.max_pool2d(solid, 3, stride=1, padding=1)
     order = cameras.azimuth_deg.argsort().tolist()
     scores = []
@@ -41,6 +39,12 @@ def agreement(render: Render, cameras: Cameras) -> float:
             scores.append(_scores(points[here][surface], color, layers, cameras[there : there + 1]))
     counted = torch.cat(scores)
     return float(counted.mean()) if len(counted) else 0.0
+
+
+def surface_depth(render: Render, cameras: Cameras) -> Float[Tensor, "v h w"]:
+    """The expected distance of what is seen, without the share of the far plane that shines through."""
+    far = far_plane(cameras)[:, None, None, None]
+    return ((render.depth - (1 - render.opacity) * far) / render.opacity.clamp(min=1e-6))[:, 0]
 
 
 def _scores(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from psd.cameras import CameraSampler
-from psd.evaluation.consistency import agreement
+from psd.evaluation.consistency import agreement, surface_depth
 from psd.evaluation.floaters import floater_share, fog
 from psd.evaluation.held_out import geometry_scores, held_out_cameras, mean_rewards
 from psd.scenes.volume_rendering import render_field
@@ -25,6 +26,19 @@ def test_views_of_a_solid_ball_agree_and_views_of_fog_do_not() -> None:
     assert ball > 0.95
     assert haze < 0.8
     assert agreement(render_field(Fog(0.01), RING, WHITE, num_samples=8), RING) == 0.0
+
+
+def test_what_is_hidden_from_a_neighbour_does_not_count() -> None:
+    balls = Balls(centres=((-0.3, -0.3, 0.0), (0.4, 0.4, 0.3)), radii=(0.3, 0.3))  # red, and green all over
+    assert agreement(render_field(balls, RING, WHITE, num_samples=96), RING) > 0.95
+
+
+def test_the_surface_of_a_translucent_ball_is_where_its_light_is_absorbed() -> None:
+    cameras = views(0.0)
+    render = render_field(Fog(1.0), cameras, WHITE, num_samples=96)
+    # entry at 2, then the mean of an exponential distribution that is cut at the length 2
+    expected = 2 + (1 - 3 * math.exp(-2)) / (1 - math.exp(-2))
+    assert float(surface_depth(render, cameras)[0, 16, 16]) == pytest.approx(expected, abs=0.01)
 
 
 def test_a_view_that_shows_another_colour_is_noticed() -> None:

@@ -92,11 +92,12 @@ def test_it_learns_a_ball_from_its_pictures() -> None:
     grid = VoxelGrid(VoxelGridConfig(resolution=16, coarse_resolution=8, num_samples=24, coarse_steps=10))
     optimizer = torch.optim.Adam(grid.param_groups(), betas=(0.9, 0.99))
     target, cameras = Balls(), views(0.0, 90.0, 180.0, 270.0, elevation_deg=20.0, size=16)
+    backgrounds = [torch.full((3,), level) for level in (0.05, 0.95)]
+    truths = [render_field(target, cameras, background, num_samples=48).rgb for background in backgrounds]
     errors = []
     for step in range(60):
-        background = torch.full((3,), (0.05, 0.95)[step % 2])
-        truth = render_field(target, cameras, background, num_samples=48)
-        loss = (grid.render(cameras, background).rgb - truth.rgb).square().mean()
+        background, truth = backgrounds[step % 2], truths[step % 2]
+        loss = (grid.render(cameras, background).rgb - truth).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
