@@ -31,9 +31,9 @@ class RunningSpread(nn.Module):
     def update(self, rewards: Float[Tensor, "k g"]) -> Float[Tensor, ""]:
         """Takes a step's rewards in; returns the spread with them."""
         new = 1 - self._decay
-        self.variance.mul_(self._decay).add_(rewards.var(dim=0).mean(), alpha=new)
+        self.variance.mul_(self._decay).add_(rewards.var(dim=0).mean().to(self.variance), alpha=new)
         self.total_weight.mul_(self._decay).add_(new)
-        return (self.variance / self.total_weight).sqrt()
+        return (self.variance / self.total_weight).sqrt().to(rewards)
 
 
 @runtime_checkable
