@@ -142,6 +142,7 @@ def _init_ray(address: str | None) -> None:
     local: dict[str, Any] = {}
     if address is None:
         local = {"_node_ip_address": "127.0.0.1", "object_store_memory": _OBJECT_STORE_BYTES}
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # its own 15 s are too short on a busy machine
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray 2.60 warns of as the coming default
     ray.init(
         address=address or "local",  # where None would join whatever RAY_ADDRESS or an earlier cluster names

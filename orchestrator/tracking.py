@@ -13,3 +13,16 @@ class Tracker(Protocol):
     def log_files(self, step: int, files: Mapping[str, Path]) -> None: ...
 
     def close(self, exit_code: int) -> None: ...
+
+
+class NullTracker:
+    """For a sweep that is not tracked."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def log_files(self, step: int, files: Mapping[str, Path]) -> None:
+        pass
+
+    def close(self, exit_code: int) -> None:
+        pass

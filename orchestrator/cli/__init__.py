@@ -1,0 +1,105 @@
+"""The command line. What a command needs is imported when it runs, so that help and error messages are quick."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from orchestrator.errors import SweepAbortedError, UserError
+
+_DESCRIPTION = """\
+Text-to-3D by Preference Score Distillation, and sweeps over its settings.
+
+  psd sweep sweeps/cfg_scale.yaml                   search CFG scale x preference scale on the built-in world
+  psd sweep sweeps/cfg_scale.yaml --dry-run         what would run, without running it
+  psd sweep sweeps/cfg_scale.yaml trials=4 'prompts=[a blue torus]'
+  psd run "a red cube on a blue cylinder"           one object: mesh, turntable, contact sheet
+  psd status outputs/cfg_scale                      how far it is, while it runs or after
+  psd resume outputs/cfg_scale                      go on after Ctrl-C, a crash or a reboot
+"""
+
+_OVERRIDES = """\
+Overrides are Hydra's: `key=value`, lists as 'prompts=[a red cube,a blue torus]'. All keys: psd sweep FILE --dry-run
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0 done, 1 failed, 2 the input is at fault, 130 interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        print(f"psd: {error}", file=sys.stderr)
+        return 2
+    except SweepAbortedError as error:
+        print(f"psd: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(arguments: argparse.Namespace) -> int:
+    match arguments.command:
+        case "sweep":
+            from orchestrator.cli.sweep import sweep_command
+
+            return sweep_command(arguments.file, arguments.overrides, dry_run=arguments.dry_run)
+        case "run":
+            from orchestrator.cli.asset import run_command
+
+            return run_command(arguments.prompt, arguments.overrides, dry_run=arguments.dry_run)
+        case "resume":
+            from orchestrator.cli.sweep import resume_command
+
+            return resume_command(arguments.output, arguments.overrides)
+        case "status":
+            from orchestrator.cli.status import status_command
+
+            return status_command(arguments.output)
+        case _:
+            from orchestrator.cli.doctor import doctor_command
+
+            return doctor_command()
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="psd", description=_DESCRIPTION, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"psd {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+
+    sweep = commands.add_parser("sweep", help="run a sweep file", epilog=_OVERRIDES, formatter_class=raw)
+    sweep.add_argument("file", type=Path, metavar="FILE", help="for example sweeps/cfg_scale.yaml")
+    _add_overrides(sweep, "for example trials=4 distillation.residual.rescale=0.3")
+    sweep.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration and the plan, then stop"
+    )
+
+    run = commands.add_parser("run", help="make one object from a prompt", epilog=_OVERRIDES, formatter_class=raw)
+    run.add_argument("prompt", metavar="PROMPT", help='for example "a red cube on a blue cylinder"')
+    _add_overrides(run, "for example optimization.num_steps=400 seeds=[1]")
+    run.add_argument("--dry-run", action="store_true", help="print the resolved configuration, then stop")
+
+    resume = commands.add_parser("resume", help="go on with a sweep that stopped", formatter_class=raw)
+    resume.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="for example outputs/cfg_scale")
+    _add_overrides(resume, "what may change: trials=24, workers=1, tracking.kind=none")
+
+    status = commands.add_parser("status", help="how far a sweep is, and its best so far")
+    status.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="for example outputs/cfg_scale")
+
+    commands.add_parser("doctor", help="check this machine: packages, devices, checkpoints, tracking")
+    return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=example)
+
+
+def _version() -> str:
+    try:
+        return version("psd-sweeps")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,111 @@
+"""`psd run PROMPT`: one object, made in this process, with a progress bar."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from orchestrator import config
+from orchestrator.checkpoints import DirectoryCheckpoints
+from orchestrator.cli.sweep import INTERRUPTED, Interrupt, check, hold, print_plan, worker_setup
+from orchestrator.config import Sweep
+from orchestrator.local_pool import LocalPool
+from orchestrator.report.tables import format_value
+from orchestrator.study import Suggestion
+from orchestrator.trial import Event, Lease, RunFailed, RunFinished, RunProgressed, RunStopped
+
+PRODUCTS = ("mesh.glb", "turntable.mp4", "turntable.gif", "contact_sheet.png", "metrics.jsonl")
+
+
+def run_command(prompt: str, overrides: Sequence[str], *, dry_run: bool) -> int:
+    sweep = config.load_asset(prompt, overrides)
+    if not any(override.lstrip("+").startswith("output=") for override in overrides):
+        sweep = _in_free_folder(sweep)
+    check(sweep)
+    if dry_run:
+        print_plan(sweep, Console())
+        return 0
+    return make_asset(sweep, Console())
+
+
+def make_asset(sweep: Sweep, console: Console) -> int:
+    """The exit status."""
+    with hold(sweep):
+        config.claim_output(sweep)
+        [spec] = config.plan_trial(sweep, Suggestion(number=0, params={})).runs
+        setup = worker_setup(sweep)
+        lease = Lease(spec=spec, resume_from=DirectoryCheckpoints(setup.runs).latest(spec.run_id))
+        console.print(f"[bold]{spec.prompt}[/bold] into {sweep.output}", highlight=False)
+        pool = LocalPool(setup)
+        try:
+            event = _execute(pool, lease, console)
+        finally:
+            pool.close()
+    return _conclude(event, sweep, setup.runs / spec.run_id, console)
+
+
+def _execute(pool: LocalPool, lease: Lease, console: Console) -> Event:
+    """The event that the run ended in."""
+    interrupt = Interrupt()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[metrics]}"),
+    )
+    pool.submit(lease)
+    with interrupt.caught(), Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("loading", total=None, metrics="")
+        cancelled = False
+        while True:
+            if interrupt.requested and not cancelled:
+                pool.cancel(lease)
+                cancelled = True
+            for event in pool.poll(0.5):
+                if not isinstance(event, RunProgressed):
+                    return event
+                shown = _shown_metrics(event.metrics)
+                progress.update(bar, completed=event.step, total=event.num_steps, description="steps", metrics=shown)
+
+
+def _shown_metrics(metrics: Mapping[str, float]) -> str:
+    named = {"reward": metrics.get("train/reward"), "loss": metrics.get("train/loss")}
+    return "  ".join(f"{name} {format_value(value)}" for name, value in named.items() if value is not None)
+
+
+def _conclude(event: Event, sweep: Sweep, folder: Path, console: Console) -> int:
+    match event:
+        case RunFinished(metrics=metrics):
+            shown = {name.removeprefix("eval/"): value for name, value in metrics.items() if name.startswith("eval/")}
+            console.print("  ".join(f"{name} {format_value(value)}" for name, value in shown.items()), highlight=False)
+            for name in PRODUCTS:
+                if (folder / name).exists():
+                    console.print(str(folder / name), highlight=False, soft_wrap=True)
+            return 0
+        case RunStopped(step=step):
+            console.print(
+                f"Stopped at step {step}. Go on with:  psd resume {sweep.output}", highlight=False, soft_wrap=True
+            )
+            return INTERRUPTED
+        case RunFailed(failure=failure):
+            console.print(f"psd: {failure.message}", highlight=False, markup=False, soft_wrap=True)
+            console.print(failure.traceback, highlight=False, markup=False, soft_wrap=True, style="dim")
+            return 1
+        case RunProgressed():
+            raise AssertionError("a run does not end in progress")
+
+
+def _in_free_folder(sweep: Sweep) -> Sweep:
+    """The same with the first output folder, counting up, that is free or holds this very run."""
+    for folder in itertools.chain([sweep.output], (Path(f"{sweep.output}-{i}") for i in itertools.count(2))):
+        candidate = replace(sweep, config=replace(sweep.config, output=str(folder)))
+        if not folder.exists() or config.holds(candidate):
+            return candidate
+    raise AssertionError("there is always another number")

@@ -1,0 +1,62 @@
+"""`psd status`: how far a sweep is, from its study and its runs' folders; it disturbs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator import config
+from orchestrator.cli.sweep import is_held, where_to_look
+from orchestrator.experiment_config import experiment
+from orchestrator.report.tables import best_row, format_params, format_value, terminal_table, trial_rows
+from orchestrator.run_folder import RunFolder
+from orchestrator.study import Suggestion, TrialRecord
+
+
+def status_command(output: Path) -> int:
+    sweep = config.load_output(output)
+    console = Console()
+    records = _records(sweep)
+    settings = sweep.config
+    rows = trial_rows(records, maximize=settings.objective.direction == "maximize")
+    done = sum(record.state == "complete" for record in records)
+    failed = sum(record.state == "failed" for record in records)
+    state = "running" if is_held(output) else "finished" if done + failed >= settings.trials else "stopped"
+    console.print(
+        f"[bold]{settings.name}[/bold]: {state}, {done}/{settings.trials} trials, {failed} failed", highlight=False
+    )
+    if rows:
+        console.print()
+        console.print(
+            terminal_table(rows, settings.objective.metric, list(experiment(sweep.experiment).metrics.values()))
+        )
+    for record in records:
+        if record.state == "running":
+            _print_runs(sweep, record, console)
+    best = best_row(rows)
+    if best is not None:
+        text = f"\nbest so far: trial {best.number}, {settings.objective.metric} {format_value(best.value)}"
+        console.print(f"{text}, {format_params(best.params)}", highlight=False, soft_wrap=True)
+    lines = where_to_look(sweep)
+    if state == "stopped":
+        lines.insert(0, ("go on", f"psd resume {output}"))
+    console.print()
+    for name, text in lines:
+        console.print(f"{name:<14}{text}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _records(sweep: config.Sweep) -> list[TrialRecord]:
+    from orchestrator.optuna_study import read_records
+
+    return list(read_records(name=sweep.config.name, storage_url=sweep.storage_url))
+
+
+def _print_runs(sweep: config.Sweep, record: TrialRecord, console: Console) -> None:
+    """Where the runs of a trial under way stand."""
+    num_steps = sweep.experiment["optimization"]["num_steps"]
+    for run in config.plan_trial(sweep, Suggestion(number=record.number, params=record.params)).runs:
+        rows = RunFolder(sweep.output / "runs", run.run_id).metrics()
+        step = int(rows[-1]["step"]) if rows else 0
+        console.print(f"  {run.run_id}  {run.prompt}  step {step}/{num_steps}", highlight=False, markup=False)

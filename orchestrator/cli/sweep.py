@@ -1,0 +1,327 @@
+"""`psd sweep` and `psd resume`: check everything, start the workers, drive the sweep, say what came out."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import yaml
+from rich.console import Console
+
+from orchestrator import config, durable
+from orchestrator.budget import Budget
+from orchestrator.checkpoints import DirectoryCheckpoints
+from orchestrator.cli.display import Display, SweepView, choose_display
+from orchestrator.clock import SystemClock
+from orchestrator.config import Sweep
+from orchestrator.driver import SweepDriver
+from orchestrator.errors import UserError
+from orchestrator.experiment_config import experiment
+from orchestrator.failure import FailurePolicy
+from orchestrator.objective import Objective
+from orchestrator.pool import Pool
+from orchestrator.psd_inputs import check_inputs
+from orchestrator.report.tables import as_overrides, best_row, best_yaml, terminal_table, trial_rows, trials_csv
+from orchestrator.schema import ConfigError
+from orchestrator.study import Study, TrialRecord
+from orchestrator.tracking import NullTracker, Tracker
+from orchestrator.trial import RunSpec
+from orchestrator.worker import WorkerSetup
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def sweep_command(file: Path, overrides: Sequence[str], *, dry_run: bool) -> int:
+    sweep = config.load(file, overrides)
+    check(sweep)
+    if dry_run:
+        print_plan(sweep, Console())
+        return 0
+    return run_sweep(sweep, Console())
+
+
+def resume_command(output: Path, overrides: Sequence[str]) -> int:
+    sweep = config.load_output(output, overrides)
+    check(sweep)
+    if sweep.is_asset:
+        from orchestrator.cli.asset import make_asset
+
+        return make_asset(sweep, Console())
+    return run_sweep(sweep, Console())
+
+
+def check(sweep: Sweep) -> None:
+    """All that can be known to be wrong before anything starts.
+
+    Raises:
+        UserError: with the file, the key, and what would be right.
+    """
+    try:
+        check_inputs(experiment(sweep.experiment), sweep.config.prompts)
+    except ConfigError as error:
+        raise UserError(error.message, file=sweep.source, key=error.key) from None
+    config.check_output(sweep)
+
+
+def print_plan(sweep: Sweep, console: Console) -> None:
+    """The resolved configuration as YAML, and below it, as comments, what would run."""
+    settings = sweep.config
+    num_runs = len(settings.prompts) * len(settings.seeds)
+    lines = [
+        f"{settings.trials} trials x {num_runs} runs ({len(settings.prompts)} prompts x {len(settings.seeds)} seeds) "
+        f"of {sweep.experiment['optimization']['num_steps']} steps",
+        f"{settings.objective.direction} the mean {settings.objective.metric} over a trial's runs",
+        *(f"search {name}: {domain}" for name, domain in sweep.space.items()),
+        f"into {sweep.output}, study {sweep.storage_url}",
+    ]
+    text = yaml.safe_dump(sweep.to_plain(), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    console.print(
+        text + "".join(f"# {line}\n" for line in lines), markup=False, highlight=False, soft_wrap=True, end=""
+    )
+
+
+def run_sweep(sweep: Sweep, console: Console) -> int:
+    """The exit status."""
+    from orchestrator.optuna_study import OptunaStudy
+
+    with hold(sweep):
+        goes_on = config.claim_output(sweep)
+        search = sweep.config.search
+        try:
+            study = OptunaStudy(
+                name=sweep.config.name,
+                storage_url=sweep.storage_url,
+                space=sweep.space,
+                direction=sweep.config.objective.direction,
+                sampler=search.sampler,
+                seed=search.seed,
+                startup_trials=search.startup_trials,
+                start=search.start,
+            )
+        except ValueError as error:
+            raise UserError(str(error), file=sweep.source, key="storage") from None
+        records = study.records()
+        _greet(sweep, records if goes_on else [], console)
+        done = True
+        if _num_settled(records) < sweep.config.trials:
+            done = _drive(sweep, study, console)
+        conclude(sweep, study.records(), console)
+    if not done:
+        console.print(f"\nStopped; every run is checkpointed. Go on with:  psd resume {sweep.output}", soft_wrap=True)
+        return INTERRUPTED
+    return 0 if any(record.state == "complete" for record in study.records()) else FAILED
+
+
+@contextmanager
+def hold(sweep: Sweep) -> Iterator[None]:
+    """Keep a second driver out of the output folder."""
+    sweep.output.mkdir(parents=True, exist_ok=True)
+    with (sweep.output / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{sweep.output} is being worked on by another process",
+                file=sweep.source,
+                key="output",
+                remedy=f"see how far it is: psd status {sweep.output}",
+            ) from None
+        yield
+
+
+def is_held(output: Path) -> bool:
+    """Whether a driver is at work in the folder."""
+    if not (output / ".lock").exists():
+        return False
+    with (output / ".lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def worker_setup(sweep: Sweep) -> WorkerSetup:
+    runs = sweep.output.resolve() / "runs"
+    return WorkerSetup(
+        objective=make_objective,
+        runs=runs,
+        checkpoints=DirectoryCheckpoints(runs),
+        tracker=make_tracking(sweep),
+        checkpoint_every=sweep.experiment["checkpoint_every"],
+    )
+
+
+def make_objective() -> Objective:
+    """Called in the worker, so that the driver never loads torch."""
+    from orchestrator.psd_objective import PsdObjective
+
+    return PsdObjective()
+
+
+def track_nothing(spec: RunSpec, output: Path) -> Tracker:
+    return NullTracker()
+
+
+def make_tracking(sweep: Sweep) -> Callable[[RunSpec, Path], Tracker]:
+    settings = sweep.config.tracking
+    match settings.kind:
+        case "none":
+            return track_nothing
+        case "wandb":
+            from orchestrator.wandb_tracking import WandbTracking
+
+            return WandbTracking(
+                group=sweep.config.name,
+                project=settings.project,
+                entity=settings.entity,
+                mode=settings.mode,
+                folder=sweep.output.resolve(),
+            )
+
+
+def _drive(sweep: Sweep, study: Study, console: Console) -> bool:
+    """Whether the sweep came to its end; False when it was interrupted, with every run checkpointed."""
+    from orchestrator.ray_pool import RayPool
+
+    setup = worker_setup(sweep)
+    interrupt = Interrupt()
+    with interrupt.caught():
+        try:
+            pool = RayPool(setup, num_workers=sweep.config.workers or "auto")
+        except UserError as error:
+            raise UserError(error.problem, file=sweep.source, key=error.key, remedy=error.remedy) from None
+        console.print(f"{pool.num_workers} {'worker' if pool.num_workers == 1 else 'workers'}", highlight=False)
+        clock = SystemClock()
+        view = _view(sweep, study.records(), clock)
+        with choose_display(view, console) as display:
+            driver = _driver(sweep, study, pool, setup, clock, display)
+            done = _loop(driver, view, display, interrupt)
+        pool.close()
+    return done
+
+
+def _loop(driver: SweepDriver, view: SweepView, display: Display, interrupt: Interrupt) -> bool:
+    while not interrupt.requested:
+        display.tick()
+        if not driver.step(timeout_s=0.25):
+            return True
+    view.stopping = True
+    display.tick()
+    driver.stop()
+    return False
+
+
+def _driver(
+    sweep: Sweep, study: Study, pool: Pool, setup: WorkerSetup, clock: SystemClock, display: Display
+) -> SweepDriver:
+    return SweepDriver(
+        study=study,
+        pool=pool,
+        planner=lambda suggestion: config.plan_trial(sweep, suggestion),
+        metric=sweep.metric,
+        runs=setup.runs,
+        checkpoints=setup.checkpoints,
+        failure_policy=FailurePolicy(),
+        budget=Budget(max_trials=sweep.config.trials),
+        clock=clock,
+        on_event=display.on_event,
+    )
+
+
+class Interrupt:
+    """Ctrl-C, or a polite kill: the first asks for a clean stop, the second ends the program."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+def _view(sweep: Sweep, records: Sequence[TrialRecord], clock: SystemClock) -> SweepView:
+    settings = sweep.config
+    maximize = settings.objective.direction == "maximize"
+    best = best_row(trial_rows(records, maximize=maximize))
+    return SweepView(
+        name=settings.name,
+        metric=settings.objective.metric,
+        maximize=maximize,
+        num_trials=settings.trials,
+        runs_per_trial=len(settings.prompts) * len(settings.seeds),
+        num_settled=_num_settled(records),
+        best=(best.number, best.value, best.params) if best is not None and best.value is not None else None,
+        clock=clock,
+    )
+
+
+def _num_settled(records: Sequence[TrialRecord]) -> int:
+    return sum(record.state != "running" for record in records)
+
+
+def _greet(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> None:
+    settings = sweep.config
+    runs = len(settings.prompts) * len(settings.seeds)
+    text = f"[bold]{settings.name}[/bold]: {settings.trials} trials of {runs} {'run' if runs == 1 else 'runs'}"
+    console.print(
+        f"{text}, {settings.objective.direction} {settings.objective.metric}, into {sweep.output}", highlight=False
+    )
+    if records:
+        left = len(records) - _num_settled(records)
+        console.print(f"Going on: {_num_settled(records)} trials are done, {left} were under way.", highlight=False)
+
+
+def conclude(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> None:
+    """The table of trials, the best settings, and where to look; also trials.csv and best.yaml."""
+    settings = sweep.config
+    rows = trial_rows(records, maximize=settings.objective.direction == "maximize")
+    durable.write_text(sweep.output / "trials.csv", trials_csv(rows))
+    if rows:
+        metrics = [name for name in experiment(sweep.experiment).metrics.values() if name != sweep.metric]
+        console.print()
+        console.print(terminal_table(rows, settings.objective.metric, metrics))
+    best = best_row(rows)
+    if best is not None:
+        durable.write_text(
+            sweep.output / "best.yaml", best_yaml(best, sweep=settings.name, metric=settings.objective.metric)
+        )
+    lines = where_to_look(sweep)
+    if best is not None and best.params:
+        lines.insert(0, ("try the best", f'psd run "{settings.prompts[0]}" {as_overrides(best.params)}'))
+    console.print()
+    for name, text in lines:
+        console.print(f"{name:<14}{text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def where_to_look(sweep: Sweep) -> list[tuple[str, str]]:
+    """What there is to look at, and with which command."""
+    output = Path(os.path.relpath(sweep.output)) if sweep.output.is_absolute() else sweep.output
+    lines = [
+        ("renders", f"{output}/runs/*/contact_sheet.png, turntable.gif, mesh.glb"),
+        ("table", f"{output}/trials.csv, {output}/best.yaml"),
+    ]
+    storage = sweep.config.storage or f"sqlite:///{output}/study.db"
+    lines.append(("study", f"optuna-dashboard {storage}"))
+    folder = sweep.output / "wandb"
+    if any(folder.glob("offline-run-*")):
+        lines.append(("curves", f"wandb leet {output}/wandb"))
+        lines.append(("upload", f"wandb sync {output}/wandb/offline-run-*"))
+    elif sweep.config.tracking.kind == "wandb" and folder.exists():
+        lines.append(("W&B", f"project {sweep.config.tracking.project}, group {sweep.config.name}"))
+    return lines

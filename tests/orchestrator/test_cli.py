@@ -1,0 +1,246 @@
+"""The command line: exit statuses, one-line errors, and a whole object and a whole sweep on tiny checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator import cli
+from orchestrator.cli.display import SweepView
+from orchestrator.clock import ManualClock
+from orchestrator.driver import RunLeased, TrialCompleted, TrialFailed, TrialStarted
+from orchestrator.report.tables import best_yaml, format_params, trial_rows, trials_csv
+from orchestrator.study import TrialRecord
+from orchestrator.trial import Lease, RunFinished, RunProgressed, RunSpec, TrialSpec
+
+ROOT = Path(__file__).parents[2]
+GUIDANCE = "distillation.guidance_scale"
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.psd.checkpoints import save_prior, save_reward
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    save_prior(folder / "prior")
+    save_reward(folder / "reward")
+    return folder
+
+
+@pytest.fixture
+def sweep_file(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sweep of two trials of a few steps; the current folder is its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # Ray's workers must find this checkout
+    (tmp_path / "experiment").mkdir()
+    reward = {"kind": "clip_preference", "path": str(checkpoints / "reward")}
+    experiment = {
+        "prior": {"kind": "multiview", "path": str(checkpoints / "prior")},
+        "rewards": {"train": reward, "judge": reward},
+        "scene": {"kind": "voxel_grid", "resolution": 8, "coarse_resolution": 4, "num_samples": 8},
+        "background": {"kind": "learned"},
+        "cameras": {"height": 16, "width": 16},
+        "optimization": {"num_steps": 4, "log_every": 2},
+        "evaluation": {"num_views": 4, "every": 2, "picture_size": 16},
+        "checkpoint_every": 2,
+    }
+    (tmp_path / "experiment" / "tiny.yaml").write_text("# @package _global_\n" + yaml.safe_dump(experiment))
+    content = {
+        "defaults": ["sweep", {"experiment": "tiny"}, "_self_"],
+        "search": {"space": {GUIDANCE: {"low": 2, "high": 30}}, "start": [{GUIDANCE: 7.5}]},
+        "prompts": ["a red cube"],
+        "trials": 2,
+        "workers": 1,
+        "tracking": {"kind": "none"},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return Path("tiny.yaml")
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["sweep", "nowhere.yaml"], "psd: nowhere.yaml: no such file"),
+        (["sweep", "tiny.yaml", "trails=3"], "psd: command line: trails: unknown key; did you mean trials?"),
+        (["sweep", "tiny.yaml", "prior.path=nowhere"], "psd: tiny.yaml: prior.path: no multi-view prior"),
+        (["sweep", "tiny.yaml", "prior.path=toybox", "prompts=[a zebra]"], "psd: tiny.yaml: prompts[0]: the built-in"),
+        (
+            ["sweep", "tiny.yaml", "objective.metric=color"],
+            "psd: command line: objective.metric: must be one of reward",
+        ),
+        (["sweep", "tiny.yaml", "output=experiment"], "psd: tiny.yaml: output: experiment holds other files"),
+        (["sweep", "tiny.yaml", "storage=sqlite:////nowhere/s.db"], "psd: tiny.yaml: storage: the storage sqlite:"),
+        (["run", "a zebra"], "psd: psd run: prompts[0]: the built-in world cannot read"),
+        (["resume", "nowhere"], "psd: nowhere: holds no sweep"),
+        (["status", "."], "psd: .: holds no sweep"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    arguments: list[str],
+    line: str,
+    sweep_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "orchestrator.ray_pool", None)  # Ray must not start for any of this
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(line)
+    assert error.count("\n") == 1
+
+
+def test_a_dry_run_shows_everything_and_makes_nothing(sweep_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("sweep", sweep_file, "seeds=[0,1]", "--dry-run") == 0
+    output = capsys.readouterr().out
+    plain = yaml.safe_load(output)
+    assert plain["scene"]["lr_density"] == 0.2
+    assert plain["seeds"] == [0, 1]
+    assert "# 2 trials x 2 runs (1 prompts x 2 seeds) of 4 steps" in output
+    assert f"# search {GUIDANCE}: 2 .. 30" in output
+    assert not Path("outputs").exists()
+
+
+def test_one_object_leaves_mesh_pictures_and_scores(sweep_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = _asset_overrides()
+    assert run("run", "a red cube", *overrides) == 0
+    folder = Path("outputs/a-red-cube/runs/t0000-p00-s0")
+    assert {path.name for path in folder.iterdir()} >= {
+        "contact_sheet.png",
+        "turntable.gif",
+        "result.json",
+        "spec.json",
+    }
+    result = json.loads((folder / "result.json").read_text())
+    assert result["step"] == 4
+    assert {"eval/reward", "eval/judge", "eval/agreement", "eval/floaters", "seconds"} <= result["metrics"].keys()
+    assert str(folder / "contact_sheet.png") in capsys.readouterr().out.replace("\n", "")
+    assert [row["step"] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())] == [2, 4]
+
+    assert run("run", "a red cube", *overrides, "optimization.num_steps=2") == 0
+    assert Path("outputs/a-red-cube-2/sweep.json").exists()
+
+
+@pytest.mark.timeout(600)
+def test_a_sweep_ends_with_a_table_and_goes_on_when_asked_for_more(
+    sweep_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sweep", sweep_file) == 0
+    shown = capfd.readouterr().out
+    assert "optuna-dashboard sqlite:///outputs/tiny/study.db" in shown
+    assert 'psd run "a red cube" distillation.guidance_scale=' in shown
+    rows = read_table(Path("outputs/tiny/trials.csv"))
+    assert [row["state"] for row in rows] == ["complete", "complete"]
+    assert rows[0][GUIDANCE] == "7.5"
+    best = yaml.safe_load(Path("outputs/tiny/best.yaml").read_text())
+    assert best[GUIDANCE] in {float(row[GUIDANCE]) for row in rows}
+
+    assert run("sweep", sweep_file) == 0  # all is done: nothing starts
+    assert run("resume", "outputs/tiny", "trials=3") == 0
+    assert len(read_table(Path("outputs/tiny/trials.csv"))) == 3
+    capfd.readouterr()
+    assert run("status", "outputs/tiny") == 0
+    assert "finished, 2/2 trials" not in capfd.readouterr().out
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_checkpoints_and_resume_goes_on(sweep_file: Path) -> None:
+    command = [sys.executable, "-m", "orchestrator.cli", "run", "a red cube", *_asset_overrides()]
+    command += ["optimization.num_steps=100000", "checkpoint_every=100000", "evaluation.every=100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        metrics = Path("outputs/a-red-cube/runs/t0000-p00-s0/metrics.jsonl")
+        _wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "psd resume outputs/a-red-cube" in output
+    assert list(metrics.parent.glob("checkpoints/step-*/state.pt"))
+
+
+def test_events_add_up_to_progress_best_and_time_left() -> None:
+    clock = ManualClock()
+    view = SweepView(
+        name="s", metric="judge", maximize=True, num_trials=4, runs_per_trial=1, num_settled=0, best=None, clock=clock
+    )
+    for number, value in ((0, 1.0), (1, 0.5)):
+        spec = RunSpec(run_id=f"t{number:04d}-p00-s0", trial=number, prompt="a red cube", seed=0, config={})
+        lease = Lease(spec=spec)
+        view.update(TrialStarted(trial=TrialSpec(number=number, params={GUIDANCE: 7.5}, runs=(spec,))))
+        view.update(RunLeased(lease=lease))
+        clock.advance(10)
+        view.update(RunProgressed(lease=lease, step=1, num_steps=2, metrics={}))
+        view.update(RunFinished(lease=lease, metrics={}))
+        view.update(TrialCompleted(number=number, value=value))
+    view.update(TrialFailed(number=2, reason="no"))
+    assert view.summary().startswith("2/4 trials · 1 failed · best judge 1 (trial 0: guidance_scale 7.5)")
+    assert view.left_s is not None
+    assert 20 <= view.left_s <= 60
+
+
+def test_tables_have_the_best_first_and_the_spread_over_runs() -> None:
+    records = [
+        TrialRecord(
+            number=number,
+            params={GUIDANCE: 2.5, "scene.scale": number},
+            state="complete",
+            value=value,
+            attributes={"metrics": {"eval/judge": value}, "runs": {"a": value - 1, "b": value + 1}},
+        )
+        for number, value in enumerate((1.0, 3.0, 2.0))
+    ]
+    records.append(TrialRecord(number=3, params={}, state="failed", value=None, attributes={"reason": "no, really"}))
+    rows = trial_rows(records, maximize=True)
+    assert [row.number for row in rows] == [1, 2, 0, 3]
+    assert [row.number for row in trial_rows(records, maximize=False)] == [0, 2, 1, 3]
+    assert rows[0].sd == pytest.approx(2**0.5)
+    table = list(csv.DictReader(trials_csv(rows).splitlines()))
+    assert [row["trial"] for row in table] == ["0", "1", "2", "3"]
+    assert table[3]["reason"] == "no, really"
+    assert yaml.safe_load(best_yaml(rows[0], sweep="s", metric="judge")) == {GUIDANCE: 2.5, "scene.scale": 1}
+    assert format_params({"a.scale": 1, "b.scale": 2, "c.lr": 0.1}) == "a.scale 1, b.scale 2, lr 0.1"
+
+
+def test_help_is_quick_and_names_the_commands() -> None:
+    started_s = time.monotonic()
+    command = [sys.executable, "-X", "importtime", "-m", "orchestrator.cli", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert time.monotonic() - started_s < 5
+    assert all(f"psd {name}" in done.stdout for name in ("sweep", "run", "status", "resume"))
+    assert "torch" not in done.stderr
+    assert "hydra" not in done.stderr
+
+
+def _asset_overrides() -> list[str]:
+    """`psd run` with the experiment of the sweep file, whose folder is not on its search path."""
+    content = yaml.safe_load(Path("experiment/tiny.yaml").read_text())
+    leaves = [
+        f"{a}.{b}={c}"
+        for a, rest in content.items()
+        if isinstance(rest, dict) and a != "rewards"
+        for b, c in rest.items()
+    ]
+    leaves += [f"rewards.{name}.path={reward['path']}" for name, reward in content["rewards"].items()]
+    return [*leaves, "checkpoint_every=2", "evaluation.oracle=null"]
+
+
+def _wait_for(condition: object) -> None:
+    assert callable(condition)
+    deadline_s = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.1)

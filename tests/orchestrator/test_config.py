@@ -1,0 +1,256 @@
+"""Sweep files: what composition and overrides make of them, and what each mistake is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator import config
+from orchestrator.config import Sweep
+from orchestrator.errors import UserError
+from orchestrator.experiment_config import LinearConfig, PreferenceWeightingConfig, SingleWeightingConfig, experiment
+from orchestrator.search_space import CategoricalDomain, FloatDomain, IntDomain
+from orchestrator.study import Suggestion
+
+ROOT = Path(__file__).parents[2]
+GUIDANCE, SCALE = "distillation.guidance_scale", "distillation.weighting.scale"
+
+
+def sweep_file(folder: Path, **changes: Any) -> Path:
+    """A small sweep file with changes at its top level."""
+    content = {
+        "defaults": ["sweep", {"experiment": "toybox"}, "_self_"],
+        "search": {"space": {GUIDANCE: {"low": 2, "high": 30, "log": True}}},
+        "prompts": ["a red cube"],
+        **changes,
+    }
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def load(folder: Path, *overrides: str, **changes: Any) -> Sweep:
+    return config.load(sweep_file(folder, **changes), overrides)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_sweeps_are_valid_and_short(path: Path) -> None:
+    sweep = config.load(path)
+    assert sweep.config.name == path.stem
+    assert sweep.config.trials >= 12
+    assert len(path.read_text().splitlines()) <= 30
+
+
+def test_a_domain_has_the_type_of_its_setting(tmp_path: Path) -> None:
+    space = {
+        GUIDANCE: {"low": 2, "high": 30, "log": True},
+        SCALE: [0, 1, 2.5],
+        "scene.resolution": {"low": 24, "high": 40, "step": 8},
+        "distillation.weighting.scaling": ["gap", "normalized"],
+        "distillation.negative_embedding.stop": {"low": 10, "high": 20},
+    }
+    assert load(tmp_path, search={"space": space}).space == {
+        GUIDANCE: FloatDomain(low=2.0, high=30.0, log=True),
+        SCALE: CategoricalDomain(choices=(0.0, 1.0, 2.5)),
+        "scene.resolution": IntDomain(low=24, high=40, step=8),
+        "distillation.weighting.scaling": CategoricalDomain(choices=("gap", "normalized")),
+        "distillation.negative_embedding.stop": IntDomain(low=10, high=20),
+    }
+
+
+def test_overrides_reach_every_setting_whether_a_file_names_it_or_not(tmp_path: Path) -> None:
+    sweep = load(
+        tmp_path,
+        "trials=3",
+        "prompts=[a red cube,a blue torus]",
+        "scene.smoothness=0.5",
+        "distillation.weighting.kind=single",
+        "distillation.guidance_scale={kind:linear,start:30,end:5,end_step:100}",
+        f"search.space={{{SCALE}: [0.0]}}",
+        "~search.space",
+    )
+    assert (sweep.config.trials, sweep.config.prompts) == (3, ("a red cube", "a blue torus"))
+    parsed = experiment(sweep.experiment)
+    assert parsed.scene.smoothness == 0.5
+    assert parsed.distillation.weighting == SingleWeightingConfig()
+    assert parsed.distillation.guidance_scale == LinearConfig(start=30.0, end=5.0, end_step=100)
+
+
+def test_overrides_reach_into_the_search_space(tmp_path: Path) -> None:
+    assert load(tmp_path, f"search.space.{GUIDANCE}.low=5").space[GUIDANCE] == FloatDomain(low=5.0, high=30.0, log=True)
+    assert load(tmp_path, f"search.space.{GUIDANCE}=[3.0,4.0]").space[GUIDANCE] == CategoricalDomain(choices=(3.0, 4.0))
+
+
+def test_an_experiment_beside_the_sweep_file_can_be_chosen(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [toybox]\nscene: {resolution: 24}\n"
+    )
+    sweep = load(tmp_path, "experiment=mine")
+    assert (sweep.experiment["scene"]["resolution"], sweep.experiment["prior"]["path"]) == (24, "toybox")
+
+
+def test_a_trial_is_every_prompt_with_every_seed(tmp_path: Path) -> None:
+    sweep = load(tmp_path, prompts=["a red cube", "a blue torus"], seeds=[0, 7])
+    trial = config.plan_trial(sweep, Suggestion(number=3, params={GUIDANCE: 4.0}))
+    assert [(run.run_id, run.prompt, run.seed) for run in trial.runs] == [
+        ("t0003-p00-s0", "a red cube", 0),
+        ("t0003-p00-s7", "a red cube", 7),
+        ("t0003-p01-s0", "a blue torus", 0),
+        ("t0003-p01-s7", "a blue torus", 7),
+    ]
+    assert all(run.config["distillation"]["guidance_scale"] == 4.0 for run in trial.runs)
+    assert sweep.experiment["distillation"]["guidance_scale"] == 7.5
+    assert isinstance(experiment(trial.runs[0].config).distillation.weighting, PreferenceWeightingConfig)
+
+
+BAD: list[tuple[str, dict[str, Any], str]] = [
+    # what is wrong, the change to the file, the line after "psd: FILE: "
+    ("unknown key", {"trails": 3}, "trails: unknown key; did you mean trials?"),
+    ("unknown nested key", {"scene": {"resolutoin": 3}}, "scene.resolutoin: unknown key; did you mean resolution?"),
+    ("wrong type", {"trials": "many"}, "trials: must be a whole number; got 'many' (str)"),
+    ("wrong type, float", {"scene": {"resolution": 40.5}}, "scene.resolution: must be a whole number; got 40.5 (float"),
+    ("wrong type, bool", {"trials": True}, "trials: must be a whole number; got True (bool)"),
+    ("text for a number", {"distillation": {"guidance_scale": "high"}}, "distillation.guidance_scale: must be a numbe"),
+    ("not a list", {"prompts": "a red cube"}, "prompts: must be a list; got 'a red cube' (str)"),
+    ("not a mapping", {"scene": 3}, "scene: must be a mapping with keys among kind, resolution"),
+    ("below its range", {"trials": 0}, "trials: must be >= 1; got 0"),
+    ("outside its range", {"distillation": {"residual": {"rescale": 2}}}, "rescale: must be >= 0 and <= 1; got 2.0"),
+    ("negative steps", {"optimization": {"num_steps": -5}}, "optimization.num_steps: must be >= 1; got -5"),
+    ("no prompts", {"prompts": []}, "prompts: must list at least one"),
+    ("a prompt twice", {"prompts": ["a", "a"]}, "prompts: must list each once"),
+    ("unknown kind", {"distillation": {"weighting": {"kind": "singel"}}}, "weighting.kind: must be one of single, pre"),
+    ("range upside down", {"cameras": {"fov_deg": [50, 40]}}, "cameras.fov_deg: must be [low, high] with low <= high"),
+    ("a schedule without length", {"distillation": {"max_t": {"end_step": 0}}}, "distillation.max_t.end_step: must be"),
+    ("views out of groups", {"evaluation": {"num_views": 6}}, "evaluation.num_views: must be a multiple of cameras.gr"),
+    ("unknown metric", {"objective": {"metric": "jugde"}}, "objective.metric: must be one of reward, judge, agreement"),
+    ("unknown direction", {"objective": {"direction": "up"}}, "objective.direction: must be one of maximize, minimize"),
+    ("no reward to train on", {"rewards": {"train": None}}, "rewards.train: must be a mapping with keys among kind"),
+    (
+        "pairs that are not there",
+        {"distillation": {"weighting": {"kind": "single"}, "negative_embedding": {"enabled": True}}},
+        "distillation.negative_embedding.objective: implicit_reward needs winners and losers",
+    ),
+]  # fmt: skip
+BAD_SPACES: list[tuple[str, dict[str, Any], str]] = [
+    ("low above high", {GUIDANCE: {"low": 5, "high": 2}}, f"{GUIDANCE}.low: must be <= high (2); got 5"),
+    ("log of zero", {GUIDANCE: {"low": 0, "high": 2, "log": True}}, f"{GUIDANCE}.low: must be > 0 on a log scale; got"),
+    ("negative step", {GUIDANCE: {"low": 1, "high": 2, "step": -1}}, f"{GUIDANCE}.step: must be > 0; got -1"),
+    ("log with step", {GUIDANCE: {"low": 1, "high": 2, "step": 1, "log": True}}, f"{GUIDANCE}.step: cannot be combine"),
+    ("no high", {GUIDANCE: {"low": 1}}, f"{GUIDANCE}.high: is missing"),
+    ("unknown word", {GUIDANCE: {"low": 1, "high": 2, "hihg": True}}, f"{GUIDANCE}.hihg: unknown key; did you mean hi"),
+    ("neither list nor range", {GUIDANCE: 3}, f"{GUIDANCE}: must be a list of values or"),
+    ("an empty list", {GUIDANCE: []}, f"{GUIDANCE}: must list at least one value"),
+    ("a value twice", {GUIDANCE: [1, 1.0]}, f"{GUIDANCE}: must list each value once"),
+    ("no such setting", {"distillation.guidance": [1]}, "distillation.guidance: is not a setting of the experiment; d"),
+    ("a choice of a wrong type", {GUIDANCE: ["high"]}, f"{GUIDANCE}: 'high' is not allowed there: distillation.guidan"),
+    ("an end out of range", {SCALE: {"low": -1, "high": 2}}, f"{SCALE}: -1.0 is not allowed there: distillation.weigh"),
+    ("fractions of a whole", {"scene.resolution": {"low": 2.5, "high": 9}}, "scene.resolution.low: must be a whole nu"),
+    ("a range of words", {"distillation.weighting.scaling": {"low": 1, "high": 2}}, "scaling: must be a list of value"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "line"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_a_mistake_in_the_file_is_told_with_file_and_key(tmp_path: Path, change: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, **change)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'mine.yaml'}: ")
+    assert line in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("space", "line"), [case[1:] for case in BAD_SPACES], ids=[case[0] for case in BAD_SPACES])
+def test_a_mistake_in_the_search_space_is_told(tmp_path: Path, space: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, search={"space": space})
+    assert str(caught.value).startswith(f"{tmp_path / 'mine.yaml'}: search.space.")
+    assert line in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("point", "line"),
+    [
+        ({"distillation.guidance": 1}, "search.start[0].distillation.guidance: is not in search.space"),
+        ({GUIDANCE: 31}, f"search.start[0].{GUIDANCE}: must lie in its domain (2 .. 30 (log)); got 31"),
+    ],
+)
+def test_a_start_point_outside_the_space_is_told(tmp_path: Path, point: dict[str, Any], line: str) -> None:
+    space = {GUIDANCE: {"low": 2, "high": 30, "log": True}}
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, search={"space": space, "start": [point]})
+    assert line in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("scene.resolution=big", "command line: scene.resolution: must be a whole number; got 'big' (str)"),
+        ("trails=3", "command line: trails: unknown key; did you mean trials?"),
+        ("trials", "command line: Error parsing override 'trials'; missing EQUAL at '<EOF>'"),
+        ("experiment=toibox", "experiment: there is no 'toibox'; choose one of toybox"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told(tmp_path: Path, override: str, line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, override)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_told_with_the_nearest_one(tmp_path: Path) -> None:
+    sweep_file(tmp_path)
+    with pytest.raises(UserError, match=r"mien\.yaml: no such file; did you mean mine\.yaml\?"):
+        config.load(tmp_path / "mien.yaml")
+
+
+def test_what_is_no_yaml_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("trials: [1\n")
+    with pytest.raises(UserError) as caught:
+        config.load(tmp_path / "mine.yaml")
+    assert str(caught.value).startswith(str(tmp_path / "mine.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_output_folder_is_the_same_sweeps_only(tmp_path: Path) -> None:
+    output = f"output={tmp_path / 'out'}"
+    assert config.claim_output(load(tmp_path, output)) is False
+    assert config.claim_output(load(tmp_path, output, "trials=30", "workers=1", "tracking.kind=none")) is True
+    with pytest.raises(UserError) as caught:
+        config.claim_output(load(tmp_path, output, "scene.resolution=24"))
+    assert "holds another sweep (scene.resolution is 40 there, 24 here)" in str(caught.value)
+    assert "psd resume" in str(caught.value)
+
+
+def test_an_output_folder_with_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"output: .*out holds other files; choose another"):
+        config.check_output(load(tmp_path, f"output={tmp_path / 'out'}"))
+    with pytest.raises(UserError, match="must be a folder"):
+        config.check_output(load(tmp_path, f"output={tmp_path / 'out' / 'thesis.tex'}"))
+
+
+def test_a_sweep_comes_back_from_its_output_folder(tmp_path: Path) -> None:
+    sweep = load(tmp_path, f"output={tmp_path / 'out'}", "scene.smoothness=0.25")
+    config.claim_output(sweep)
+    again = config.load_output(tmp_path / "out", ["trials=30"])
+    assert again.fingerprint() == sweep.fingerprint()
+    assert (again.space, again.experiment) == (sweep.space, sweep.experiment)
+    assert again.config.trials == 30
+    with pytest.raises(
+        UserError, match=r"command line: scene.resolution: cannot change on resume; only trials, workers"
+    ):
+        config.load_output(tmp_path / "out", ["scene.resolution=24"])
+
+
+def test_a_folder_without_a_sweep_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no sweep"):
+        config.load_output(tmp_path)
+    (tmp_path / "sweep.json").write_text(json.dumps({"fingerprint": "x"}))
+    with pytest.raises(UserError, match=r"sweep\.json: is damaged"):
+        config.load_output(tmp_path)

@@ -1,0 +1,108 @@
+"""The study: what it asks for, what it remembers, and what a driver that starts again finds."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.optuna_study import OptunaStudy
+from orchestrator.search_space import CategoricalDomain, FloatDomain, IntDomain
+
+SPACE = {
+    "scale": FloatDomain(low=1, high=10, log=True),
+    "interval": IntDomain(low=2, high=8, step=2),
+    "kind": CategoricalDomain(choices=("a", "b")),
+}
+
+
+def _study(url: str | None, **changes: Any) -> OptunaStudy:
+    return OptunaStudy(**{"name": "s", "storage_url": url, "space": SPACE, **changes})
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
+    return None if request.param == "memory" else f"sqlite:///{tmp_path / 'study.db'}"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+def test_suggestions_lie_in_their_domains_and_are_numbered(url: str | None, sampler: str) -> None:
+    study = _study(url, sampler=sampler, startup_trials=2)
+    for number in range(5):
+        suggestion = study.ask()
+        assert suggestion.number == number
+        assert suggestion.params.keys() == SPACE.keys()
+        assert all(suggestion.params[key] in domain for key, domain in SPACE.items())
+        assert suggestion.params["interval"] in (2, 4, 6, 8)
+        study.complete(number, float(number), {})
+
+
+def test_records_tell_what_came_out(url: str | None) -> None:
+    study = _study(url)
+    first, second, third = study.ask(), study.ask(), study.ask()
+    study.complete(first.number, 1.5, {"runs": {"t0000-p00-s0": {"eval/judge": 1.5}}})
+    study.fail(second.number, "the render is not finite")
+    records = study.records()
+    assert [(record.state, record.value) for record in records] == [
+        ("complete", 1.5),
+        ("failed", None),
+        ("running", None),
+    ]
+    assert records[0].attributes == {"runs": {"t0000-p00-s0": {"eval/judge": 1.5}}}
+    assert records[1].attributes == {"reason": "the render is not finite"}
+    assert [suggestion.params for suggestion in study.running()] == [third.params]
+
+
+def test_telling_twice_keeps_the_first(url: str | None) -> None:
+    study = _study(url)
+    study.complete(study.ask().number, 1.0, {"runs": 1})
+    study.complete(0, 2.0, {"runs": 2})
+    assert (study.records()[0].value, study.records()[0].attributes) == (1.0, {"runs": 1})
+
+
+def test_start_points_come_first_and_once(url: str | None) -> None:
+    start = [{"scale": 7.5, "interval": 4, "kind": "b"}, {"kind": "a"}]
+    study = _study(url, start=start)
+    assert study.records() == []
+    assert study.ask().params == start[0]
+    assert study.ask().params["kind"] == "a"
+    assert "scale" in study.ask().params
+
+
+def test_a_restart_adopts_what_was_running_and_asks_for_new_points(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = _study(url, start=[{"scale": 2.0}])
+    asked = [study.ask() for _ in range(3)]
+    study.complete(0, 1.0, {})
+    again = _study(url, start=[{"scale": 2.0}])
+    assert [(s.number, s.params) for s in again.running()] == [(s.number, s.params) for s in asked[1:]]
+    later = [again.ask() for _ in range(3)]
+    assert [suggestion.number for suggestion in later] == [3, 4, 5]
+    points = {suggestion.params["scale"] for suggestion in [*asked, *later]}
+    assert len(points) == 6
+
+
+def test_a_trial_that_died_while_being_asked_for_is_failed(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    OptunaStudy(name="s", storage_url=url, space={"scale": SPACE["scale"]}).ask()
+    study = _study(url)
+    assert study.running() == []
+    assert study.records()[0].state == "failed"
+
+
+def test_the_file_is_in_write_ahead_mode(tmp_path: Path) -> None:
+    _study(f"sqlite:///{tmp_path / 'study.db'}").ask()
+    with sqlite3.connect(tmp_path / "study.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be opened"):
+        _study(f"sqlite:///{tmp_path / 'nowhere' / 'study.db'}")
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    _study(url)
+    with pytest.raises(ValueError, match="would maximize; use another name"):
+        _study(url, direction="minimize")

@@ -1,0 +1,75 @@
+"""Prompts and checkpoint folders, checked before torch is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.experiment_config import ExperimentConfig, experiment
+from orchestrator.psd_inputs import check_inputs, oracle_folder, prior_folder, reward_folder
+from orchestrator.schema import ConfigError
+
+WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
+           "text_encoder/model.safetensors")  # fmt: skip
+
+
+def _experiment(prior: str, reward: str, **changes: Any) -> ExperimentConfig:
+    return experiment({"prior": {"kind": "multiview", "path": prior},
+                       "rewards": {"train": {"kind": "clip_preference", "path": reward}}, **changes})  # fmt: skip
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """A prior and a reward whose files are all there, and empty."""
+    for name in [*(f"prior/{weights}" for weights in WEIGHTS), "reward/model.safetensors"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path / "prior", tmp_path / "reward"
+
+
+def test_complete_folders_take_any_prompt(folders: tuple[Path, Path]) -> None:
+    check_inputs(_experiment(*map(str, folders)), ["a zebra that plays chess"])
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_a_prior_without_weights_is_told(folders: tuple[Path, Path], weights: str) -> None:
+    (folders[0] / weights).unlink()
+    with pytest.raises(ConfigError, match=f"prior.path: .*has no weights: {weights.rpartition('/')[2]} is missing"):
+        check_inputs(_experiment(*map(str, folders)), ["a red cube"])
+
+
+def test_a_reward_without_weights_is_told(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"rewards.train.path: .*has no weights: model.safetensors is missing"):
+        check_inputs(_experiment(*map(str, folders)), ["a red cube"])
+
+
+def test_a_folder_that_is_not_there_is_told(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"prior.path: .*nowhere: the folder does not exist"):
+        check_inputs(_experiment(str(tmp_path / "nowhere"), str(folders[1])), ["a red cube"])
+
+
+def test_a_prompt_outside_the_grammar_is_told_with_what_the_grammar_knows() -> None:
+    with pytest.raises(ConfigError, match=r'prompts\[1\]: .*does not know "zebra".*SHAPE in sphere, cube'):
+        check_inputs(_experiment("toybox", "toybox/reward"), ["a red cube", "a red zebra"])
+
+
+def test_names_of_the_built_in_world_are_its_folders() -> None:
+    assert prior_folder("toybox").parts[-4:] == ("psd", "toybox", "checkpoints", "prior")
+    assert reward_folder("toybox/judge").parts[-2:] == ("checkpoints", "judge")
+    assert oracle_folder("toybox").parts[-2:] == ("checkpoints", "classifier")
+    assert prior_folder("models/mvdream") == Path("models/mvdream")
+
+
+def test_checking_loads_no_torch() -> None:
+    code = (
+        "import sys; from orchestrator import config, psd_inputs; from orchestrator.cli import sweep; "
+        "print(*sorted({'torch', 'ray', 'optuna', 'wandb', 'diffusers'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=root)
+    assert done.stdout.strip() == ""
