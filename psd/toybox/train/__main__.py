@@ -22,7 +22,8 @@ from psd.toybox.train.measure import measure
 from psd.toybox.train.preferences import PairSampler
 
 # Minutes on two 2.5 GHz cores with AVX-512 and without AMX, of which the shipped checkpoints are the result.
-MINUTES = {"autoencoder": 10.0, "prior": 80.0, "classifier": 10.0, "reward": 8.0, "judge": 8.0}
+PRIOR_MINUTES = sum(phase.minutes for phase in prior.PHASES)
+MINUTES = {"autoencoder": 10.0, "prior": PRIOR_MINUTES, "classifier": 10.0, "reward": 9.0, "judge": 9.0}
 NUM_GUESSED_SCENES = 800
 
 
@@ -45,7 +46,10 @@ class Recipe:
     def prior(self) -> None:
         vae = AutoencoderTiny.from_pretrained(self.out / "prior" / "vae").float().eval()
         data = prior.encode(self.scenes(), vae)
-        prior.train(data, tokenizer.build(), self.clock("prior"), self.out / "prior")
+        for number, phase in enumerate(prior.PHASES):
+            clock = Clock(f"prior, phase {number + 1}", phase.minutes * self.speed)
+            folder = self.out / "prior"
+            prior.train(data, tokenizer.build(), phase, clock, folder, resume=number > 0, seed=number)
 
     def classifier(self) -> None:
         scenes = joined([cached_scenes(self.work, 5000, 1), cached_scenes(self.work, 800, 3, held_out=True)])

@@ -36,10 +36,12 @@ class Clock:
             self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
 
 
-def cosine_lr(optimizer: torch.optim.Optimizer, peak: float, fraction: float, warmup: float = 0.02) -> None:
-    """Linear warm-up, then half a cosine to 2 % of the peak."""
+def cosine_lr(
+    optimizer: torch.optim.Optimizer, peak: float, fraction: float, *, final: float = 0.02, warmup: float = 0.02
+) -> None:
+    """Linear warm-up, then half a cosine down to ``final`` times the peak."""
     rising = min(fraction / warmup, 1.0)
-    falling = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * fraction))
+    falling = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * fraction))
     for group in optimizer.param_groups:
         group["lr"] = peak * rising * falling
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from jaxtyping import Float, Int
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -25,7 +27,6 @@ from psd.toybox.train.tokenizer import MAX_TOKENS
 TEXT_WIDTH = 96
 GROUP_SIZE = 4
 GROUPS_A_STEP = 8
-LEARNING_RATE = 8e-4
 AVERAGE_HORIZON = 1000
 DROP_OBJECT, DROP_PHRASE = 0.12, 0.10  # classifier-free guidance: how often a caption lacks its object, its background
 
@@ -77,6 +78,23 @@ def build_scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stretch of training; the learning rate falls along half a cosine to ``final`` times its peak."""
+
+    minutes: float
+    learning_rate: float
+    final: float
+    kind_weights: Mapping[str, float]  # how often a kind of scene is drawn
+
+
+# Stripes of two similar colours are learnt last, so the second phase shows more of them.
+PHASES = (
+    Phase(minutes=48, learning_rate=8e-4, final=0.4, kind_weights={"plain": 0.40, "striped": 0.25, "stacked": 0.35}),
+    Phase(minutes=27, learning_rate=5e-4, final=0.01, kind_weights={"plain": 0.20, "striped": 0.50, "stacked": 0.30}),
+)
 
 
 class Denoiser(nn.Module):
@@ -137,17 +155,26 @@ def caption(description: Description, phrase: str, rng: random.Random) -> str:
     return ", ".join(parts)
 
 
-def train(data: Latents, tokenizer: CLIPTokenizer, clock: Clock, out: Path, seed: int = 0) -> None:
-    """v-prediction, uniform steps, one t a group. Saves the averaged weights to ``out`` every few minutes."""
+def train(
+    data: Latents, tokenizer: CLIPTokenizer, phase: Phase, clock: Clock, out: Path, *, resume: bool, seed: int
+) -> None:
+    """v-prediction, uniform steps, one t a group. Saves the averaged weights to ``out`` every few minutes.
+
+    With ``resume`` it starts from the weights in ``out``.
+    """
     torch.manual_seed(seed)
     model = Denoiser(tokenizer)
+    if resume:
+        model.unet.load_state_dict(load_file(out / "unet" / "diffusion_pytorch_model.safetensors"))
+        model.text_encoder.load_state_dict(load_file(out / "text_encoder" / "model.safetensors"))
     average = deepcopy(model).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
     alphas = build_scheduler().alphas_cumprod
+    chances = _chances(data.descriptions, phase.kind_weights)
     for fraction in clock:
-        cosine_lr(optimizer, LEARNING_RATE, fraction)
-        index = torch.randint(len(data.z), (GROUPS_A_STEP,), generator=generator)
+        cosine_lr(optimizer, phase.learning_rate, fraction, final=phase.final)
+        index = torch.multinomial(chances, GROUPS_A_STEP, generator=generator)
         captions = [caption(data.descriptions[i], data.phrases[i], rng) for i in index.tolist()]
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         z = data.z[index].flatten(0, 1)
@@ -166,6 +193,11 @@ def train(data: Latents, tokenizer: CLIPTokenizer, clock: Clock, out: Path, seed
         if clock.step % 500 == 499:
             save(average, tokenizer, out)
     save(average, tokenizer, out)
+
+
+def _chances(descriptions: Sequence[Description], kind_weights: Mapping[str, float]) -> Float[Tensor, " n"]:
+    counts = Counter(description.kind for description in descriptions)
+    return torch.tensor([kind_weights[d.kind] / counts[d.kind] for d in descriptions])
 
 
 def save(model: Denoiser, tokenizer: CLIPTokenizer, out: Path) -> None:

@@ -46,7 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, scenes: Scenes) -> Path:
     out = tmp_path_factory.mktemp("prior")
     vae = autoencoder.train(scenes.rgb.flatten(0, 1), Steps(2))
     vae.save_pretrained(out / "vae")
-    prior.train(prior.encode(scenes, vae), tokenizer.build(), Steps(2), out)
+    data = prior.encode(scenes, vae)
+    for number, phase in enumerate(prior.PHASES):
+        prior.train(data, tokenizer.build(), phase, Steps(2), out, resume=number > 0, seed=number)
     return out
 
 
