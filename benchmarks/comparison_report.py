@@ -1,0 +1,333 @@
+"""The report of a comparison: Markdown, CSV, a figure, and tables for the terminal. Every number is computed."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.comparison import (
+    CPU_S,
+    UNET_CALLS,
+    WALL_S,
+    Comparison,
+    Cost,
+    Finding,
+    Measure,
+    Origin,
+    Results,
+    Variant,
+    comparisons,
+    costs,
+    findings,
+)
+
+READING = "## Reading"
+LEGEND = """\
+Each cell: the mean difference to the baseline over pairs (same prompt, same seed), its 95 % confidence interval
+(paired t), and in how many pairs it is better / worse. ▲ better and ▼ worse: the interval over the pairs and the one
+over the prompts (seeds averaged) both exclude 0. ▲▲ and ▼▼: it also holds when all {num_findings} differences of this
+page are corrected for their number (false discovery rate 5 %); of so many, about {num_by_chance:.0f} would be marked
+once if nothing differed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A comparison of ``variants``, those of which have runs, with everything that is said about it."""
+
+    title: str
+    introduction: str
+    variants: Sequence[Variant]
+    measures: Sequence[Measure]
+    results: Results
+    findings: Sequence[Finding]
+    costs: Sequence[Cost]
+
+    @property
+    def prompts(self) -> list[str]:
+        return list(dict.fromkeys(outcome.prompt for outcome in self.results.outcomes))
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({outcome.seed for outcome in self.results.outcomes})
+
+    @property
+    def origins(self) -> list[Origin]:
+        return [outcome.origin for outcome in self.results.outcomes]
+
+    @property
+    def compared(self) -> list[Comparison]:
+        """Those of which there is a finding."""
+        return list(dict.fromkeys(finding.comparison for finding in self.findings))
+
+    def row(self, comparison: Comparison, variant: str) -> list[Finding]:
+        return [item for item in self.findings if item.comparison == comparison and item.variant == variant]
+
+    def rows(self, comparison: Comparison) -> list[list[Finding]]:
+        return [row for variant in comparison.variants if (row := self.row(comparison, variant))]
+
+
+def make_report(
+    title: str,
+    introduction: str,
+    variants: Sequence[Variant],
+    measures: Sequence[Measure],
+    results: Results,
+    baseline: str,
+) -> Report:
+    """Variants without runs and measures that no run has are left out.
+
+    Raises:
+        ValueError: there is no finished run.
+    """
+    if not results.outcomes:
+        raise ValueError("there is no finished run to report")
+    present = [item for item in variants if results.of(item.name) or results.failures.get(item.name)]
+    known = [item for item in measures if any(item.key in outcome.metrics for outcome in results.outcomes)]
+    return Report(
+        title=title,
+        introduction=introduction,
+        variants=present,
+        measures=known,
+        results=results,
+        findings=findings(results, comparisons(present, baseline), known),
+        costs=costs(results, present, baseline),
+    )
+
+
+def write_report(report: Report, folder: Path, name: str) -> list[Path]:
+    """``name.md``, ``name.csv`` (every run), ``name_differences.csv`` and ``name.png``.
+
+    What follows the heading "Reading" in an older ``name.md`` is a person's, and stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    page, runs, differences, picture = (folder / f"{name}{end}" for end in (".md", ".csv", "_differences.csv", ".png"))
+    reading = kept_reading(page.read_text(encoding="utf-8")) if page.exists() else ""
+    page.write_text(markdown(report, name) + (f"\n{reading}" if reading else ""), encoding="utf-8")
+    _write_csv(runs, runs_table(report))
+    _write_csv(differences, differences_table(report))
+    if report.findings:
+        figure(report).savefig(picture, dpi=110)
+        return [page, runs, differences, picture]
+    return [page, runs, differences]
+
+
+def kept_reading(old_page: str) -> str:
+    """The old page from the heading "Reading" on; empty if it has none."""
+    lines = old_page.splitlines(keepends=True)
+    start = next((i for i, line in enumerate(lines) if line.rstrip() == READING), len(lines))
+    return "".join(lines[start:])
+
+
+def markdown(report: Report, name: str) -> str:
+    num_findings = len(report.findings)
+    parts = [
+        f"# {report.title}\n\n{report.introduction}",
+        _markdown_table(
+            ["variant", "what it is", "settings"],
+            [[f"`{item.name}`", item.what, _settings(item)] for item in report.variants],
+        ),
+        f"## Means over {len(report.prompts)} prompts × {len(report.seeds)} seeds\n\n"
+        + _markdown_table(*_means_table(report))
+        + "\n\n"
+        + "; ".join(f"{item.name}: {item.what}" for item in report.measures)
+        + ".",
+        "## Cost\n\n" + _markdown_table(*_cost_table(report)),
+        LEGEND.format(num_findings=num_findings, num_by_chance=0.05 * num_findings),
+        *(
+            f"## {comparison.title}: against `{comparison.baseline}`\n\n"
+            + _markdown_table(*_differences_by_variant(report, comparison))
+            for comparison in report.compared
+        ),
+        *([f"![Paired differences of every variant in every measure]({name}.png)"] if num_findings else []),
+        f"## How it was made\n\n{_origin_list(report)}\n\nEvery run: [{name}.csv]({name}.csv). "
+        f"Every difference, with both intervals: [{name}_differences.csv]({name}_differences.csv).",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def print_report(report: Report, console: Console) -> None:
+    tables = [
+        ("Means", _means_table(report)),
+        ("Cost", _cost_table(report)),
+        *(
+            (f"{item.title}: against {item.baseline}", _differences_by_variant(report, item))
+            for item in report.compared
+        ),
+    ]
+    for title, (header, rows) in tables:
+        table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
+        for column in header:
+            table.add_column(column, no_wrap=column == header[0])
+        for row in rows:
+            table.add_row(*(cell.strip("`") for cell in row))
+        console.print(table, highlight=False)
+        console.print()
+
+
+def runs_table(report: Report) -> list[list[object]]:
+    """Header and rows: one for each run."""
+    keys = [*(item.key for item in report.measures), UNET_CALLS, WALL_S, CPU_S]
+    header = ["variant", "prompt", "seed", "steps", *(key.rpartition("/")[2] for key in keys)]
+    rows: list[list[object]] = [
+        [item.variant, item.prompt, item.seed, item.num_steps, *(_number(item.metrics.get(key)) for key in keys)]
+        for item in report.results.outcomes
+    ]
+    return [list[object](header), *rows]
+
+
+def differences_table(report: Report) -> list[list[object]]:
+    """Header and rows: one for each finding."""
+    header = ["comparison", "baseline", "variant", "measure", "pairs", "prompts", "better", "worse", "mean",
+              "low_over_pairs", "high_over_pairs", "low_over_prompts", "high_over_prompts", "p_over_prompts",
+              "clear", "survives_correction"]  # fmt: skip
+    rows: list[list[object]] = []
+    for item in report.findings:
+        d = item.difference
+        numbers = [d.over_pairs.mean, d.over_pairs.low, d.over_pairs.high]
+        numbers += [d.over_prompts.low, d.over_prompts.high, d.over_prompts.p_value]
+        names = [item.comparison.title, item.comparison.baseline, item.variant, item.measure.name]
+        counts = [d.num_pairs, d.num_prompts, d.num_better, d.num_worse]
+        rows.append([*names, *counts, *map(_number, numbers), d.is_clear, item.survives])
+    return [list[object](header), *rows]
+
+
+def figure(report: Report) -> Figure:
+    """A row of panels for each comparison, a panel for each measure: every pair a dot, the mean with its interval."""
+    heights = [len(report.rows(comparison)) + 1.5 for comparison in report.compared]
+    size = (1.8 + 2.1 * len(report.measures), 0.8 + 0.26 * sum(heights))
+    canvas = Figure(figsize=size, layout="constrained")
+    panels = canvas.subplots(
+        len(report.compared), len(report.measures), squeeze=False, sharey="row", height_ratios=heights
+    )
+    for comparison, row in zip(report.compared, panels, strict=True):
+        rows = report.rows(comparison)
+        for measure, panel in zip(report.measures, row, strict=True):
+            panel.set_title(f"{measure.name} ({'→' if measure.higher_is_better else '←'} better)", fontsize=8)
+            for height, found in enumerate(rows):
+                for finding in found:
+                    if finding.measure == measure:
+                        _draw(panel, report.results, finding, height)
+            panel.axvline(0, color="black", linewidth=0.6)
+            panel.tick_params(labelsize=7)
+        row[0].set_yticks(range(len(rows)), [found[0].variant for found in rows])
+        row[0].set_ylim(len(rows) - 0.5, -0.5)
+        row[0].set_ylabel(f"{comparison.title}:\nminus {comparison.baseline}", fontsize=7)
+    return canvas
+
+
+def _draw(panel: Axes, results: Results, finding: Finding, height: int) -> None:
+    treatment = results.values(finding.variant, finding.measure.key)
+    baseline = results.values(finding.comparison.baseline, finding.measure.key)
+    dots = [value - baseline[pair] for pair, value in treatment.items() if pair in baseline]
+    panel.plot(dots, [height] * len(dots), ".", color="tab:gray", alpha=0.4, markersize=4, markeredgewidth=0)
+    estimate = finding.difference.over_pairs
+    clear = finding.difference.is_clear
+    color = "tab:gray" if not clear else "tab:green" if finding.difference.is_better else "tab:red"
+    if math.isfinite(estimate.low):
+        panel.plot([estimate.low, estimate.high], [height, height], color=color, linewidth=2)
+    panel.plot([estimate.mean], [height], "o", color=color, markersize=4)
+
+
+def _differences_by_variant(report: Report, comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for found in report.rows(comparison):
+        variant = found[0].variant
+        calls = report.results.mean(variant, UNET_CALLS) / report.results.mean(comparison.baseline, UNET_CALLS)
+        cells = {finding.measure: _cell(finding) for finding in found}
+        pairs = str(max(finding.difference.num_pairs for finding in found))
+        rows.append([f"`{variant}`", pairs, _fixed(calls, 2), *(cells.get(m, "–") for m in report.measures)])
+    return ["variant", "pairs", "UNet calls ×", *(_headed(item) for item in report.measures)], rows
+
+
+def _cell(finding: Finding) -> str:
+    difference, estimate = finding.difference, finding.difference.over_pairs
+    mark = ("▲" if difference.is_better else "▼") if difference.is_clear else ""
+    interval = f"[{estimate.low:+.3f}, {estimate.high:+.3f}]" if math.isfinite(estimate.low) else ""
+    counts = f"{difference.num_better}/{difference.num_worse}"
+    return " ".join(part for part in (f"{estimate.mean:+.3f}", interval, counts, mark * (1 + finding.survives)) if part)
+
+
+def _means_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for variant in report.variants:
+        failed = len(report.results.failures.get(variant.name, ()))
+        runs = f"{len(report.results.of(variant.name))}" + (f" (+ {failed} failed)" if failed else "")
+        means = [_fixed(report.results.mean(variant.name, item.key), 3) for item in report.measures]
+        rows.append([f"`{variant.name}`", runs, *means])
+    return ["variant", "runs", *(_headed(item) for item in report.measures)], rows
+
+
+def _cost_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    header = ["variant", "steps", "UNet calls a step", "seconds a step", "CPU seconds a step", "CPU × of the baseline"]
+    rows = [
+        [
+            f"`{cost.variant}`",
+            str(cost.num_steps),
+            _fixed(cost.unet_calls_per_step, 1),
+            _fixed(cost.wall_s_per_step, 3),
+            _fixed(cost.cpu_s_per_step, 3),
+            _fixed(cost.cpu_ratio, 2),
+        ]
+        for cost in report.costs
+    ]
+    return header, rows
+
+
+def _origin_list(report: Report) -> str:
+    origins = report.origins
+    dates = sorted({origin.date for origin in origins})
+    failures: Mapping[str, Sequence[str]] = report.results.failures
+    lines = [
+        *(f"- Command: `{item}`" for item in dict.fromkeys(origin.command for origin in origins)),
+        f"- Commit: {_listed(origin.commit for origin in origins)}",
+        f"- Checkpoints: {_listed(origin.checkpoints for origin in origins)} (SHA-256 of the weights)",
+        f"- Machine: {_listed(origin.machine for origin in origins)}",
+        f"- torch {_listed(origin.torch for origin in origins)}",
+        f"- Date: {dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}",
+        f"- Prompts: {_listed(report.prompts)}",
+        f"- Seeds: {_listed(map(str, report.seeds))}",
+        *(f"- Failed: `{name}`: {reason}" for name, reasons in failures.items() for reason in dict.fromkeys(reasons)),
+    ]
+    return "\n".join(lines)
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
+
+
+def _headed(measure: Measure) -> str:
+    return f"{measure.name} {'↑' if measure.higher_is_better else '↓'}"
+
+
+def _settings(variant: Variant) -> str:
+    settings = [f"`{key}={value}`" for key, value in variant.settings.items()]
+    return (
+        " ".join(settings + ([f"{variant.stretch} × the steps"] if variant.stretch > 1 else [])) or "the experiment's"
+    )
+
+
+def _fixed(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+
+
+def _number(value: float | None) -> float | str:
+    """For a CSV: six significant digits, empty where there is none."""
+    return "" if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
