@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.paired import Pair, PairedDifference, paired_difference, survive_correction
 from orchestrator.run_folder import RunFolder
 from orchestrator.trial import Scalar
-
-from benchmarks.paired import Pair, PairedDifference, paired_difference, survive_correction
 
 UNET_CALLS, WALL_S, CPU_S = "train/unet_calls", "cost/seconds_per_step", "cost/cpu_seconds_per_step"
 

@@ -250,9 +250,9 @@ def _differences_by_variant(report: Report, comparison: Comparison) -> tuple[lis
 def _cell(finding: Finding) -> str:
     difference, estimate = finding.difference, finding.difference.over_pairs
     mark = ("▲" if difference.is_better else "▼") if difference.is_clear else ""
-    interval = f"[{estimate.low:+.3f}, {estimate.high:+.3f}]" if math.isfinite(estimate.low) else ""
+    interval = f"[{_signed(estimate.low)}, {_signed(estimate.high)}]" if math.isfinite(estimate.low) else ""
     counts = f"{difference.num_better}/{difference.num_worse}"
-    return " ".join(part for part in (f"{estimate.mean:+.3f}", interval, counts, mark * (1 + finding.survives)) if part)
+    return " ".join(part for part in (_signed(estimate.mean), interval, counts, mark * (1 + finding.survives)) if part)
 
 
 def _means_table(report: Report) -> tuple[list[str], list[list[str]]]:
@@ -316,6 +316,10 @@ def _settings(variant: Variant) -> str:
 
 def _fixed(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # a zero has no minus
 
 
 def _number(value: float | None) -> float | str:

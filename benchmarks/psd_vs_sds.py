@@ -20,31 +20,32 @@ import os
 import platform
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from orchestrator import config, durable
-from orchestrator.errors import UserError
 from orchestrator.experiment_config import ExperimentConfig, experiment
-from orchestrator.objective import Objective
 from orchestrator.psd_inputs import check_inputs, oracle_folder, prior_folder, reward_folder
-from orchestrator.run_folder import RunFolder
-from orchestrator.schema import ConfigError
-from orchestrator.trial import RunSpec
-from psd.toybox import grammar
 from rich.console import Console
 
 from benchmarks.comparison import CPU_S, WALL_S, Measure, Origin, Variant, read_results, write_origin
 from benchmarks.comparison_report import READING, make_report, print_report, write_report
+from orchestrator import config, durable
+from orchestrator.errors import UserError
+from orchestrator.objective import Objective
+from orchestrator.run_folder import RunFolder
+from orchestrator.trial import RunSpec
+from psd.toybox import grammar
 
 SINGLE = {"distillation.weighting.kind": "single"}
 EMBEDDING = "distillation.negative_embedding"
@@ -128,13 +129,13 @@ VARIANTS = (
 
 MEASURES = (
     Measure(key="eval/judge", higher_is_better=True, what="a reward that no run optimises"),
-    Measure(key="eval/color", higher_is_better=True, what="share of 8 held-out views in which the oracle sees the prompt's colours"),
-    Measure(key="eval/shape", higher_is_better=True, what="the same of shapes"),
+    Measure(key="eval/color", higher_is_better=True, what="share of views in which the oracle sees the right colours"),
+    Measure(key="eval/shape", higher_is_better=True, what="the same for shapes"),
     Measure(key="eval/reward", higher_is_better=True, what="the reward that PSD listens to"),
     Measure(key="eval/agreement", higher_is_better=True, what="how well views predict their neighbours"),
     Measure(key="eval/floaters", higher_is_better=False, what="share of the solid mass beside the largest piece"),
     Measure(key="eval/fog", higher_is_better=False, what="translucency of the visible pixels"),
-)  # fmt: skip
+)
 
 TITLE = "PSD against SDS on the built-in world"
 INTRODUCTION = """\
@@ -196,15 +197,19 @@ def plan(options: argparse.Namespace) -> list[Planned]:
 
 def configure(variant: Variant, overrides: Sequence[str], num_steps: int | None) -> dict[str, Any]:
     """The experiment of a variant: plain values, checked. Schedules are stretched with the number of steps."""
-    sweep = config.load_asset("a red cube", ["experiment=toybox", "evaluation.picture_size=48", *overrides])
-    plain = config.resolve(sweep, variant.settings)
+    plain = config.resolve(_experiment(tuple(overrides)), variant.settings)
     base = int(plain["optimization"]["num_steps"])
-    plain = stretched(plain, (num_steps or base) * variant.stretch / base)
+    plain = dict(stretched(plain, (num_steps or base) * variant.stretch / base))
     last = plain["optimization"]["num_steps"]
     plain["optimization"]["log_every"] = max(1, last // 10)
     plain["evaluation"]["every"] = last  # at the end only
     experiment(plain)
     return plain
+
+
+@cache
+def _experiment(overrides: tuple[str, ...]) -> config.Sweep:
+    return config.load_asset("a red cube", ["experiment=toybox", "evaluation.picture_size=48", *overrides])
 
 
 def stretched(node: Any, factor: float, key: str = "") -> Any:
@@ -228,7 +233,7 @@ def execute_all(runs: Sequence[Planned], out: Path, origin: Origin, num_processe
         (out / run.variant).mkdir(parents=True, exist_ok=True)
         run.folder(out).claim(run.spec)
     spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=work, args=(runs, out, origin), daemon=True) for _ in range(num_processes - 1)]
+    workers = [spawn.Process(target=_help, args=(runs, out, origin), daemon=True) for _ in range(num_processes - 1)]
     for worker in workers:
         worker.start()
     try:
@@ -238,6 +243,11 @@ def execute_all(runs: Sequence[Planned], out: Path, origin: Origin, num_processe
     finally:
         for worker in workers:
             worker.terminate()
+
+
+def _help(runs: Sequence[Planned], out: Path, origin: Origin) -> None:
+    with suppress(KeyboardInterrupt):  # Ctrl-C reaches every process of the terminal; the first one speaks for all
+        work(runs, out, origin)
 
 
 def work(runs: Sequence[Planned], out: Path, origin: Origin) -> None:
@@ -258,6 +268,7 @@ def execute(runs: Sequence[Planned], out: Path, origin: Origin, make_objective: 
             if not is_ours or folder.result() is not None:
                 continue
             objective = objective or make_objective()
+            started_s = time.perf_counter()
             failure = folder.path / "failure.txt"
             try:
                 metrics = _execute(run.spec, folder, objective, origin)
@@ -266,9 +277,14 @@ def execute(runs: Sequence[Planned], out: Path, origin: Origin, make_objective: 
                 print(f"{run.variant} · {run.spec.prompt} · seed {run.spec.seed} failed: {error}", flush=True)
                 continue
             failure.unlink(missing_ok=True)
-        num_done = sum((other.folder(out).path / "result.json").exists() for other in runs)
+        num_done, seconds = _num_done(runs, out), time.perf_counter() - started_s
         shown = " ".join(f"{item.name} {metrics[item.key]:.3f}" for item in MEASURES if item.key in metrics)
-        print(f"{num_done}/{len(runs)} {run.variant} · {run.spec.prompt} · seed {run.spec.seed}: {shown}", flush=True)
+        name = f"{run.variant} · {run.spec.prompt} · seed {run.spec.seed}"
+        print(f"{num_done}/{len(runs)} {name}: {shown} ({seconds:.0f} s)", flush=True)
+
+
+def _num_done(runs: Sequence[Planned], out: Path) -> int:
+    return sum((run.folder(out).path / "result.json").exists() for run in runs)
 
 
 def _execute(spec: RunSpec, folder: RunFolder, objective: Objective, origin: Origin) -> dict[str, float]:
@@ -313,9 +329,8 @@ def show_plan(runs: Sequence[Planned], out: Path, console: Console) -> int:
         if specs:
             num_steps = specs[0].config["optimization"]["num_steps"]
             console.print(f"{variant.name:28} {num_steps:4} steps  {variant.what}", highlight=False, soft_wrap=True)
-    num_done = sum((run.folder(out).path / "result.json").exists() for run in runs)
     console.print(f"x {len(prompts)} prompts: {', '.join(prompts)}", highlight=False, soft_wrap=True)
-    console.print(f"x seeds {seeds}: {len(runs)} runs into {out}, {num_done} of them done", highlight=False)
+    console.print(f"x seeds {seeds}: {len(runs)} runs into {out}, {_num_done(runs, out)} of them done", highlight=False)
     return 0
 
 
@@ -408,4 +423,5 @@ def _slug(prompt: str) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the other processes end, too
     sys.exit(main())
