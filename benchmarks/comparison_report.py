@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def markdown(report: Report, name: str) -> str:
             ["variant", "what it is", "settings"],
             [[f"`{item.name}`", item.what, _settings(item)] for item in report.variants],
         ),
-        f"## Means over {len(report.prompts)} prompts × {len(report.seeds)} seeds\n\n"
+        f"## Means over {len(report.prompts)} prompts, {_seeds(report)}\n\n"
         + _markdown_table(*_means_table(report))
         + "\n\n"
         + "; ".join(f"{item.name}: {item.what}" for item in report.measures)
@@ -158,7 +159,7 @@ def print_report(report: Report, console: Console) -> None:
         ("Means", _means_table(report)),
         ("Cost", _cost_table(report)),
         *(
-            (f"{item.title}: against {item.baseline}", _differences_by_variant(report, item))
+            (f"{item.title}: against {item.baseline}", _differences_by_variant(report, item, with_interval=False))
             for item in report.compared
         ),
     ]
@@ -200,8 +201,8 @@ def differences_table(report: Report) -> list[list[object]]:
 
 
 def figure(report: Report) -> Figure:
-    """A row of panels for each comparison, a panel for each measure: every pair a dot, the mean with its interval."""
-    heights = [len(report.rows(comparison)) + 1.5 for comparison in report.compared]
+    """A row of panels for each comparison, a panel for each measure: every pair a tick, the mean with its interval."""
+    heights = [max(len(report.rows(comparison)) + 1.5, 4) for comparison in report.compared]
     size = (1.8 + 2.1 * len(report.measures), 0.8 + 0.26 * sum(heights))
     canvas = Figure(figsize=size, layout="constrained")
     panels = canvas.subplots(
@@ -219,15 +220,15 @@ def figure(report: Report) -> Figure:
             panel.tick_params(labelsize=7)
         row[0].set_yticks(range(len(rows)), [found[0].variant for found in rows])
         row[0].set_ylim(len(rows) - 0.5, -0.5)
-        row[0].set_ylabel(f"{comparison.title}:\nminus {comparison.baseline}", fontsize=7)
+        row[0].set_ylabel(f"minus\n{comparison.baseline}", fontsize=8)
     return canvas
 
 
 def _draw(panel: Axes, results: Results, finding: Finding, height: int) -> None:
     treatment = results.values(finding.variant, finding.measure.key)
     baseline = results.values(finding.comparison.baseline, finding.measure.key)
-    dots = [value - baseline[pair] for pair, value in treatment.items() if pair in baseline]
-    panel.plot(dots, [height] * len(dots), ".", color="tab:gray", alpha=0.4, markersize=4, markeredgewidth=0)
+    ticks = [value - baseline[pair] for pair, value in treatment.items() if pair in baseline]
+    panel.plot(ticks, [height + 0.25] * len(ticks), "|", color="black", alpha=0.5, markersize=4)  # beside the interval
     estimate = finding.difference.over_pairs
     clear = finding.difference.is_clear
     color = "tab:gray" if not clear else "tab:green" if finding.difference.is_better else "tab:red"
@@ -236,21 +237,25 @@ def _draw(panel: Axes, results: Results, finding: Finding, height: int) -> None:
     panel.plot([estimate.mean], [height], "o", color=color, markersize=4)
 
 
-def _differences_by_variant(report: Report, comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def _differences_by_variant(
+    report: Report, comparison: Comparison, *, with_interval: bool = True
+) -> tuple[list[str], list[list[str]]]:
     rows = []
     for found in report.rows(comparison):
         variant = found[0].variant
         calls = report.results.mean(variant, UNET_CALLS) / report.results.mean(comparison.baseline, UNET_CALLS)
-        cells = {finding.measure: _cell(finding) for finding in found}
+        cells = {finding.measure: _cell(finding, with_interval) for finding in found}
         pairs = str(max(finding.difference.num_pairs for finding in found))
         rows.append([f"`{variant}`", pairs, _fixed(calls, 2), *(cells.get(m, "–") for m in report.measures)])
     return ["variant", "pairs", "UNet calls ×", *(_headed(item) for item in report.measures)], rows
 
 
-def _cell(finding: Finding) -> str:
+def _cell(finding: Finding, with_interval: bool) -> str:
     difference, estimate = finding.difference, finding.difference.over_pairs
     mark = ("▲" if difference.is_better else "▼") if difference.is_clear else ""
-    interval = f"[{_signed(estimate.low)}, {_signed(estimate.high)}]" if math.isfinite(estimate.low) else ""
+    interval = (
+        f"[{_signed(estimate.low)}, {_signed(estimate.high)}]" if with_interval and math.isfinite(estimate.low) else ""
+    )
     counts = f"{difference.num_better}/{difference.num_worse}"
     return " ".join(part for part in (_signed(estimate.mean), interval, counts, mark * (1 + finding.survives)) if part)
 
@@ -293,10 +298,13 @@ def _origin_list(report: Report) -> str:
         f"- torch {_listed(origin.torch for origin in origins)}",
         f"- Date: {dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}",
         f"- Prompts: {_listed(report.prompts)}",
-        f"- Seeds: {_listed(map(str, report.seeds))}",
         *(f"- Failed: `{name}`: {reason}" for name, reasons in failures.items() for reason in dict.fromkeys(reasons)),
     ]
     return "\n".join(lines)
+
+
+def _seeds(report: Report) -> str:
+    return f"seed{'s' * (len(report.seeds) > 1)} {_listed(map(str, report.seeds))}"
 
 
 def _listed(values: Iterable[str]) -> str:
@@ -308,7 +316,7 @@ def _headed(measure: Measure) -> str:
 
 
 def _settings(variant: Variant) -> str:
-    settings = [f"`{key}={value}`" for key, value in variant.settings.items()]
+    settings = [f"`{key.removeprefix('distillation.')}={json.dumps(value)}`" for key, value in variant.settings.items()]
     return (
         " ".join(settings + ([f"{variant.stretch} × the steps"] if variant.stretch > 1 else [])) or "the experiment's"
     )

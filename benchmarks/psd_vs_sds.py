@@ -389,7 +389,9 @@ def _origin(arguments: Sequence[str], settings: ExperimentConfig) -> Origin:
 
 def _commit() -> str:
     try:
-        commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip()
+        commit = subprocess.check_output(
+            ["git", "rev-parse", "--short", "HEAD"], stderr=subprocess.DEVNULL, text=True
+        ).strip()
         is_changed = bool(subprocess.check_output(["git", "status", "--porcelain", "-uno"], text=True).strip())
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
