@@ -34,15 +34,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from orchestrator.experiment_config import ExperimentConfig, experiment
-from orchestrator.psd_inputs import check_inputs, oracle_folder, prior_folder, reward_folder
 from rich.console import Console
 
 from benchmarks.comparison import CPU_S, WALL_S, Measure, Origin, Variant, read_results, write_origin
 from benchmarks.comparison_report import READING, make_report, print_report, write_report
 from orchestrator import config, durable
 from orchestrator.errors import UserError
+from orchestrator.experiment_config import ExperimentConfig, experiment
 from orchestrator.objective import Objective
+from orchestrator.psd_inputs import check_inputs, oracle_folder, prior_folder, reward_folder
 from orchestrator.run_folder import RunFolder
 from orchestrator.trial import RunSpec
 from psd.toybox import grammar
@@ -253,6 +253,7 @@ def _help(runs: Sequence[Planned], out: Path, origin: Origin) -> None:
 def work(runs: Sequence[Planned], out: Path, origin: Origin) -> None:
     """Do what nobody has done or is doing, on one thread, with the models loaded once."""
     import torch
+
     from orchestrator.psd_objective import PsdObjective
 
     torch.set_num_threads(1)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from orchestrator.experiment_config import experiment
 from rich.console import Console
 
 from benchmarks import psd_vs_sds
@@ -34,6 +33,7 @@ from benchmarks.comparison import (
 from benchmarks.comparison_report import figure, kept_reading, make_report, print_report, write_report
 from benchmarks.paired import mean_estimate, paired_difference, survive_correction
 from benchmarks.psd_vs_sds import BASELINE, MEASURES, VARIANTS, Planned, configure, execute, plan, stretched
+from orchestrator.experiment_config import experiment
 from orchestrator.testing import FakeObjective
 from orchestrator.trial import RunSpec
 
