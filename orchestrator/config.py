@@ -131,8 +131,15 @@ def load_asset(prompt: str, overrides: Sequence[str] = ()) -> Sweep:
     """The sweep of one trial that `psd run` executes."""
     source = "psd run"
     slug = "-".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())[:60] or "asset"
-    plain = {**compose(CONF, "asset", overrides, source, title=slug), "prompts": [prompt]}
-    return _checked(plain, overrides, source)
+    plain = compose(CONF, "asset", overrides, source, title=slug)
+    if plain["prompts"] != "???":
+        raise UserError("is what stands after `psd run`; leave the override out", file="command line", key="prompts")
+    sweep = _checked({**plain, "prompts": [prompt]}, overrides, source)
+    if not sweep.is_asset:
+        raise UserError(
+            "makes one object, with one seed and without a search", file=source, remedy="for more: psd sweep FILE"
+        )
+    return sweep
 
 
 def load_output(output: Path, overrides: Sequence[str] = ()) -> Sweep:

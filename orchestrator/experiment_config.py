@@ -1,7 +1,7 @@
 """What one optimisation is made of, as plain frozen dataclasses: the schema of `experiment` files.
 
 The classes of ``psd`` are built from these in ``psd_objective`` by ``match`` on the config's type; nothing here imports
-torch. Names and defaults are those of METHODS: a setting that a file leaves out has the default that stands here.
+torch. A setting that a file leaves out has the default that stands here; docs/sweep-files.md explains each.
 """
 
 from __future__ import annotations
@@ -72,6 +72,23 @@ class PiecewiseConfig:
 ScheduleConfig = float | LinearConfig | CosineConfig | PiecewiseConfig
 
 
+def _ends(schedule: ScheduleConfig) -> tuple[float, ...]:
+    """Values between which a schedule stays."""
+    match schedule:
+        case LinearConfig(start=start, end=end) | CosineConfig(start=start, end=end):
+            return (start, end)
+        case PiecewiseConfig(knots=knots):
+            return tuple(value for _, value in knots)
+        case float(value):
+            return (value,)
+
+
+def _check_within(key: str, values: tuple[float, ...], allowed: Range) -> None:
+    for value in values:
+        if value not in allowed:
+            raise ConfigError(key, f"must be {allowed}; got {value:g}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class VoxelGridConfig:
     """See ``psd.scenes.voxel_grid.VoxelGridConfig``, which has the same settings and defaults."""
@@ -128,6 +145,10 @@ class CamerasConfig:
             low, high = getattr(self, name)
             if low > high:
                 raise ConfigError(name, f"must be [low, high] with low <= high; got [{low:g}, {high:g}]")
+        _check_within("elevation_deg", self.elevation_deg, Range(low=-90, high=90))
+        if self.fov_deg[0] <= 0 or self.fov_deg[1] >= 180:
+            raise ConfigError("fov_deg", f"must lie between 0 and 180; got {list(self.fov_deg)}")
+        _check_within("distance_scale", self.distance_scale, Range(above=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +183,8 @@ class PreferenceWeightingConfig:
     temperature: Positive = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, float) and self.scale < 0:
-            raise ConfigError("scale", f"must be >= 0; got {self.scale:g}; 0 turns preference guidance off")
+        if (least := min(_ends(self.scale))) < 0:
+            raise ConfigError("scale", f"must be >= 0; got {least:g}; 0 turns preference guidance off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +216,8 @@ class DistillationConfig:
     max_t: ScheduleConfig = 0.98
 
     def __post_init__(self) -> None:
+        for name in ("min_t", "max_t"):
+            _check_within(name, _ends(getattr(self, name)), Range(low=0, high=1))
         if isinstance(self.min_t, float) and isinstance(self.max_t, float) and self.min_t > self.max_t:
             raise ConfigError("min_t", f"must be <= max_t ({self.max_t:g}); got {self.min_t:g}")
         negative, weighting = self.negative_embedding, self.weighting

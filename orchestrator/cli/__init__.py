@@ -22,13 +22,13 @@ Text-to-3D by Preference Score Distillation, and sweeps over its settings.
 """
 
 _OVERRIDES = """\
-Overrides are Hydra's: `key=value`, lists as 'prompts=[a red cube,a blue torus]'. All keys: psd sweep FILE --dry-run
+Overrides are Hydra's: `key=value`, lists as 'prompts=[a red cube,a blue torus]'. All keys: docs/sweep-files.md
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0 done, 1 failed, 2 the input is at fault, 130 interrupted."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         return _dispatch(arguments)
     except UserError as error:
@@ -63,6 +63,17 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from orchestrator.cli.doctor import doctor_command
 
             return doctor_command()
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; overrides may stand before and after an option, which argparse alone does not allow."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

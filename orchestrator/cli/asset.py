@@ -12,14 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from orchestrator import config
 from orchestrator.checkpoints import DirectoryCheckpoints
-from orchestrator.cli.sweep import INTERRUPTED, Interrupt, check, hold, print_plan, worker_setup
+from orchestrator.cli.sweep import INTERRUPTED, Interrupt, check, hold, print_plan, typed, worker_setup
 from orchestrator.config import Sweep
 from orchestrator.local_pool import LocalPool
 from orchestrator.report.tables import format_value
 from orchestrator.study import Suggestion
 from orchestrator.trial import Event, Lease, RunFailed, RunFinished, RunProgressed, RunStopped
 
-PRODUCTS = ("mesh.glb", "turntable.mp4", "turntable.gif", "contact_sheet.png", "metrics.jsonl")
+PRODUCTS = ("mesh.glb", "turntable.gif", "contact_sheet.png", "metrics.jsonl")
 
 
 def run_command(prompt: str, overrides: Sequence[str], *, dry_run: bool) -> int:
@@ -83,15 +83,13 @@ def _shown_metrics(metrics: Mapping[str, float]) -> str:
 def _conclude(event: Event, sweep: Sweep, folder: Path, console: Console) -> int:
     match event:
         case RunFinished(metrics=metrics):
-            shown = {name.removeprefix("eval/"): value for name, value in metrics.items() if name.startswith("eval/")}
-            console.print("  ".join(f"{name} {format_value(value)}" for name, value in shown.items()), highlight=False)
-            for name in PRODUCTS:
-                if (folder / name).exists():
-                    console.print(str(folder / name), highlight=False, soft_wrap=True)
+            show_asset(metrics, folder, console)
             return 0
         case RunStopped(step=step):
             console.print(
-                f"Stopped at step {step}. Go on with:  psd resume {sweep.output}", highlight=False, soft_wrap=True
+                f"Stopped at step {step}. Go on with:  {typed('psd')} resume {sweep.output}",
+                highlight=False,
+                soft_wrap=True,
             )
             return INTERRUPTED
         case RunFailed(failure=failure):
@@ -100,6 +98,15 @@ def _conclude(event: Event, sweep: Sweep, folder: Path, console: Console) -> int
             return 1
         case RunProgressed():
             raise AssertionError("a run does not end in progress")
+
+
+def show_asset(metrics: Mapping[str, float], folder: Path, console: Console) -> None:
+    """The final scores of a run, and its files."""
+    shown = {name.removeprefix("eval/"): value for name, value in metrics.items() if name.startswith("eval/")}
+    console.print("  ".join(f"{name} {format_value(value)}" for name, value in shown.items()), highlight=False)
+    for name in PRODUCTS:
+        if (folder / name).exists():
+            console.print(str(folder / name), highlight=False, soft_wrap=True)
 
 
 def _in_free_folder(sweep: Sweep) -> Sweep:

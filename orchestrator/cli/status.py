@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import config
-from orchestrator.cli.sweep import is_held, where_to_look
+from orchestrator.cli.asset import show_asset
+from orchestrator.cli.sweep import is_held, typed, where_to_look
 from orchestrator.experiment_config import experiment
 from orchestrator.report.tables import best_row, format_params, format_value, terminal_table, trial_rows
 from orchestrator.run_folder import RunFolder
@@ -17,6 +18,9 @@ from orchestrator.study import Suggestion, TrialRecord
 def status_command(output: Path) -> int:
     sweep = config.load_output(output)
     console = Console()
+    if sweep.is_asset:
+        _show_asset_status(sweep, console)
+        return 0
     records = _records(sweep)
     settings = sweep.config
     rows = trial_rows(records, maximize=settings.objective.direction == "maximize")
@@ -40,11 +44,25 @@ def status_command(output: Path) -> int:
         console.print(f"{text}, {format_params(best.params)}", highlight=False, soft_wrap=True)
     lines = where_to_look(sweep)
     if state == "stopped":
-        lines.insert(0, ("go on", f"psd resume {output}"))
+        lines.insert(0, ("go on", f"{typed('psd')} resume {output}"))
     console.print()
     for name, text in lines:
         console.print(f"{name:<14}{text}", highlight=False, markup=False, soft_wrap=True)
     return 0
+
+
+def _show_asset_status(sweep: config.Sweep, console: Console) -> None:
+    """What `psd run` made has one run and no study."""
+    [spec] = config.plan_trial(sweep, Suggestion(number=0, params={})).runs
+    folder = RunFolder(sweep.output / "runs", spec.run_id)
+    result, rows = folder.result(), folder.metrics()
+    state = "finished" if result is not None else "running" if is_held(sweep.output) else "stopped"
+    step, num_steps = int(rows[-1]["step"]) if rows else 0, sweep.experiment["optimization"]["num_steps"]
+    console.print(f"[bold]{spec.prompt}[/bold]: {state}, step {step}/{num_steps}", highlight=False)
+    if result is not None:
+        show_asset(result, folder.path, console)
+    elif state == "stopped":
+        console.print(f"go on       {typed('psd')} resume {sweep.output}", highlight=False, soft_wrap=True)
 
 
 def _records(sweep: config.Sweep) -> list[TrialRecord]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,7 +114,9 @@ def run_sweep(sweep: Sweep, console: Console) -> int:
             done = _drive(sweep, study, console)
         conclude(sweep, study.records(), console)
     if not done:
-        console.print(f"\nStopped; every run is checkpointed. Go on with:  psd resume {sweep.output}", soft_wrap=True)
+        console.print(
+            f"\nStopped; every run is checkpointed. Go on with:  {typed('psd')} resume {sweep.output}", soft_wrap=True
+        )
         return INTERRUPTED
     return 0 if any(record.state == "complete" for record in study.records()) else FAILED
 
@@ -303,10 +307,16 @@ def conclude(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> 
         )
     lines = where_to_look(sweep)
     if best is not None and best.params:
-        lines.insert(0, ("try the best", f'psd run "{settings.prompts[0]}" {as_overrides(best.params)}'))
+        lines.insert(0, ("try the best", f'{typed("psd")} run "{settings.prompts[0]}" {as_overrides(best.params)}'))
     console.print()
     for name, text in lines:
         console.print(f"{name:<14}{text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def typed(name: str) -> str:
+    """A command as it can be typed here, where the environment that holds it may not be activated."""
+    beside = Path(sys.executable).with_name(name)
+    return os.path.relpath(beside) if shutil.which(name) is None and beside.is_file() else name
 
 
 def where_to_look(sweep: Sweep) -> list[tuple[str, str]]:
@@ -317,11 +327,11 @@ def where_to_look(sweep: Sweep) -> list[tuple[str, str]]:
         ("table", f"{output}/trials.csv, {output}/best.yaml"),
     ]
     storage = sweep.config.storage or f"sqlite:///{output}/study.db"
-    lines.append(("study", f"optuna-dashboard {storage}"))
+    lines.append(("study", f"{typed('optuna-dashboard')} {storage}"))
     folder = sweep.output / "wandb"
     if any(folder.glob("offline-run-*")):
-        lines.append(("curves", f"wandb leet {output}/wandb"))
-        lines.append(("upload", f"wandb sync {output}/wandb/offline-run-*"))
+        lines.append(("curves", f"{typed('wandb')} leet {output}/wandb"))
+        lines.append(("upload", f"{typed('wandb')} sync {output}/wandb/offline-run-*"))
     elif sweep.config.tracking.kind == "wandb" and folder.exists():
         lines.append(("W&B", f"project {sweep.config.tracking.project}, group {sweep.config.name}"))
     return lines

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator import cli
+from orchestrator import cli, config
 from orchestrator.cli.display import SweepView
+from orchestrator.cli.sweep import typed
 from orchestrator.clock import ManualClock
 from orchestrator.driver import RunLeased, TrialCompleted, TrialFailed, TrialStarted
 from orchestrator.report.tables import best_yaml, format_params, trial_rows, trials_csv
-from orchestrator.study import TrialRecord
+from orchestrator.run_folder import RunFolder
+from orchestrator.study import Suggestion, TrialRecord
 from orchestrator.trial import Lease, RunFinished, RunProgressed, RunSpec, TrialSpec
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +89,8 @@ def run(*arguments: object) -> int:
         (["sweep", "tiny.yaml", "output=experiment"], "psd: tiny.yaml: output: experiment holds other files"),
         (["sweep", "tiny.yaml", "storage=sqlite:////nowhere/s.db"], "psd: tiny.yaml: storage: the storage sqlite:"),
         (["run", "a zebra"], "psd: psd run: prompts[0]: the built-in world cannot read"),
+        (["run", "a red cube", "seeds=[0,1]"], "psd: psd run: makes one object, with one seed and without a search"),
+        (["run", "a red cube", "prompts=[a blue cone]"], "psd: command line: prompts: is what stands after `psd run`"),
         (["resume", "nowhere"], "psd: nowhere: holds no sweep"),
         (["status", "."], "psd: .: holds no sweep"),
     ],
@@ -114,6 +118,63 @@ def test_a_dry_run_shows_everything_and_makes_nothing(sweep_file: Path, capsys: 
     assert "# 2 trials x 2 runs (1 prompts x 2 seeds) of 4 steps" in output
     assert f"# search {GUIDANCE}: 2 .. 30" in output
     assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (0, 2, 1)])
+def test_options_may_stand_anywhere(order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[object, ...]] = []
+
+    def note(file: Path, overrides: list[str], *, dry_run: bool) -> int:
+        seen.append((file, overrides, dry_run))
+        return 0
+
+    monkeypatch.setattr("orchestrator.cli.sweep.sweep_command", note)
+    words = (["tiny.yaml"], ["--dry-run"], ["trials=3", "seeds=[0,1]"])
+    given = [word for index in order for word in words[index]]
+    assert run("sweep", *given) == 0
+    assert seen == [(Path("tiny.yaml"), ["trials=3", "seeds=[0,1]"], True)]
+
+
+@pytest.mark.parametrize("words", [["sweep", "tiny.yaml", "trials=3", "--dryrun"], ["status", "outputs", "trials=3"]])
+def test_words_that_mean_nothing_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(*words)
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_commands_are_printed_as_they_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "wandb").touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", "")
+    assert typed("wandb") == ".venv/bin/wandb"
+    assert typed("psd") == "psd"  # not there either
+    monkeypatch.setenv("PATH", str(folder))
+    assert typed("wandb") == "wandb"
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_the_status_of_one_object_is_that_of_its_run(
+    finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = config.load_asset("a red cube")
+    config.claim_output(sweep)
+    [spec] = config.plan_trial(sweep, Suggestion(number=0, params={})).runs
+    folder = RunFolder(sweep.output / "runs", spec.run_id)
+    folder.claim(spec)
+    folder.append_metrics(10, {"train/reward": 1.0})
+    if finished:
+        folder.append_metrics(200, {"eval/judge": 2.0})
+        folder.write_result(200, {"eval/judge": 2.0})
+    assert run("status", sweep.output) == 0
+    shown = capsys.readouterr().out
+    assert ("a red cube: finished, step 200/200" in shown) == finished
+    assert ("judge 2" in shown) == finished
+    assert ("a red cube: stopped, step 10/200" in shown) == (not finished)
+    assert (f"psd resume {sweep.output}" in shown) == (not finished)
 
 
 def test_one_object_leaves_mesh_pictures_and_scores(sweep_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

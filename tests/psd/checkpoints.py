@@ -53,7 +53,7 @@ def save_prior(
     autoencoder_channels: tuple[int, ...] = (8, 8),
     norm_groups: int = 8,
 ) -> Path:
-    """The f = 2^(len(autoencoder_channels) - 1) latent model of METHODS' built-in world, at any size."""
+    """The f = 2^(len(autoencoder_channels) - 1) latent model of the built-in world, at any size."""
     torch.manual_seed(0)
     depth = len(channels)
     unet = UNet2DConditionModel(
