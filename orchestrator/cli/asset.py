@@ -76,7 +76,7 @@ def _execute(pool: LocalPool, lease: Lease, console: Console) -> Event:
 
 
 def _shown_metrics(metrics: Mapping[str, float]) -> str:
-    named = {"reward": metrics.get("train/reward"), "loss": metrics.get("train/loss")}
+    named = {"reward": metrics.get("train/reward"), "loss": metrics.get("train/distillation")}
     return "  ".join(f"{name} {format_value(value)}" for name, value in named.items() if value is not None)
 
 
