@@ -53,7 +53,11 @@ class Oracle:
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> Oracle:
-        return cls(ResNetForImageClassification.from_pretrained(folder, use_safetensors=True, local_files_only=True))
+        """Computes in float32, whatever the weights are stored in."""
+        model = ResNetForImageClassification.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+        return cls(model)
 
     @torch.no_grad()
     def classify(self, rgb: Float[Tensor, "b 3 h w"]) -> list[dict[str, str]]:
