@@ -62,9 +62,12 @@ class PsdObjective:
         path = config.evaluation.oracle
         oracle = None if path is None else self._load(("oracle", path), partial(_oracle, path))
         cameras = _cameras(config.cameras)
+        with torch.random.fork_rng():
+            torch.manual_seed(spec.seed)  # networks draw their first weights from the global generator
+            scene, background = _scene(config.scene, spec.seed), _background(config.background)
         optimization = Optimization(
-            scene=_scene(config.scene, spec.seed).to(self._device),
-            background=_background(config.background).to(self._device),
+            scene=scene.to(self._device),
+            background=background.to(self._device),
             cameras=cameras,
             distillation=_distillation(config.distillation, prior, rewards[TRAIN_REWARD]).to(self._device),
             prompt_encoder=PromptEncoder(

@@ -8,8 +8,7 @@ from rich.console import Console
 
 from orchestrator import config
 from orchestrator.cli.asset import show_asset
-from orchestrator.cli.sweep import is_held, typed, where_to_look
-from orchestrator.experiment_config import experiment
+from orchestrator.cli.sweep import is_held, other_metrics, typed, where_to_look
 from orchestrator.report.tables import best_row, format_params, format_value, terminal_table, trial_rows
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import Suggestion, TrialRecord
@@ -32,9 +31,7 @@ def status_command(output: Path) -> int:
     )
     if rows:
         console.print()
-        console.print(
-            terminal_table(rows, settings.objective.metric, list(experiment(sweep.experiment).metrics.values()))
-        )
+        console.print(terminal_table(rows, settings.objective.metric, other_metrics(sweep)))
     for record in records:
         if record.state == "running":
             _print_runs(sweep, record, console)

@@ -194,19 +194,18 @@ def _drive(sweep: Sweep, study: Study, console: Console) -> bool:
     from orchestrator.ray_pool import RayPool
 
     setup = worker_setup(sweep)
+    try:
+        pool = RayPool(setup, num_workers=sweep.config.workers or "auto")
+    except UserError as error:
+        raise UserError(error.problem, file=sweep.source, key=error.key, remedy=error.remedy) from None
+    console.print(f"{pool.num_workers} {'worker' if pool.num_workers == 1 else 'workers'}", highlight=False)
+    clock = SystemClock()
+    view = _view(sweep, study.records(), clock)
     interrupt = Interrupt()
-    with interrupt.caught():
-        try:
-            pool = RayPool(setup, num_workers=sweep.config.workers or "auto")
-        except UserError as error:
-            raise UserError(error.problem, file=sweep.source, key=error.key, remedy=error.remedy) from None
-        console.print(f"{pool.num_workers} {'worker' if pool.num_workers == 1 else 'workers'}", highlight=False)
-        clock = SystemClock()
-        view = _view(sweep, study.records(), clock)
-        with choose_display(view, console) as display:
-            driver = _driver(sweep, study, pool, setup, clock, display)
-            done = _loop(driver, view, display, interrupt)
-        pool.close()
+    with interrupt.caught(), choose_display(view, console) as display:  # after Ray, which has a SIGTERM handler, too
+        driver = _driver(sweep, study, pool, setup, clock, display)
+        done = _loop(driver, view, display, interrupt)
+    pool.close()
     return done
 
 
@@ -297,9 +296,8 @@ def conclude(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> 
     rows = trial_rows(records, maximize=settings.objective.direction == "maximize")
     durable.write_text(sweep.output / "trials.csv", trials_csv(rows))
     if rows:
-        metrics = [name for name in experiment(sweep.experiment).metrics.values() if name != sweep.metric]
         console.print()
-        console.print(terminal_table(rows, settings.objective.metric, metrics))
+        console.print(terminal_table(rows, settings.objective.metric, other_metrics(sweep)))
     best = best_row(rows)
     if best is not None:
         durable.write_text(
@@ -317,6 +315,11 @@ def typed(name: str) -> str:
     """A command as it can be typed here, where the environment that holds it may not be activated."""
     beside = Path(sys.executable).with_name(name)
     return os.path.relpath(beside) if shutil.which(name) is None and beside.is_file() else name
+
+
+def other_metrics(sweep: Sweep) -> list[str]:
+    """What a run ends with beside the objective."""
+    return [name for name in experiment(sweep.experiment).metrics.values() if name != sweep.metric]
 
 
 def where_to_look(sweep: Sweep) -> list[tuple[str, str]]:

@@ -1,0 +1,97 @@
+"""psd as an objective: its settings are psd's, and a resumed run ends as an uninterrupted one."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from orchestrator import experiment_config as configs
+from orchestrator.config import CONF
+from orchestrator.objective import Progress
+from orchestrator.psd_objective import PsdObjective
+from orchestrator.trial import RunSpec
+from psd.distillation import negative_embedding
+from psd.scenes import voxel_grid
+from tests.psd.checkpoints import save_prior, save_reward
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    save_prior(folder / "prior")
+    save_reward(folder / "reward")
+    reward = {"kind": "clip_preference", "path": str(folder / "reward")}
+    config = {
+        "prior": {"kind": "multiview", "path": str(folder / "prior")},
+        "rewards": {"train": reward, "judge": reward},
+        "scene": {"kind": "voxel_grid", "resolution": 8, "coarse_resolution": 4, "num_samples": 8},
+        "background": {"kind": "learned"},
+        "cameras": {"height": 16, "width": 16},
+        "distillation": {"negative_embedding": {"enabled": True, "start": 1}},
+        "optimization": {"num_steps": 5, "log_every": 2},
+        "evaluation": {"num_views": 4, "every": 4, "picture_size": 16},
+    }
+    return RunSpec(run_id="t0000-p00-s0", trial=0, prompt="a red cube", seed=3, config=config)
+
+
+def _rows(progress: Progress) -> dict[str, float]:
+    return {name: value for name, value in progress.metrics.items() if name != "seconds"}
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(spec: RunSpec, tmp_path: Path) -> None:
+    objective = PsdObjective()
+    whole = objective.start(spec, tmp_path, None)
+    expected = [whole.advance() for _ in range(3)]
+    assert [(progress.step, progress.done) for progress in expected] == [(2, False), (4, False), (5, True)]
+
+    first = objective.start(spec, tmp_path, None)
+    assert _rows(first.advance()) == _rows(expected[0])
+    (tmp_path / "checkpoint").mkdir()
+    first.save(tmp_path / "checkpoint")
+    resumed = objective.start(spec, tmp_path, tmp_path / "checkpoint")
+    assert [_rows(resumed.advance()) for _ in range(2)] == [_rows(progress) for progress in expected[1:]]
+
+
+def test_scores_and_pictures_come_when_they_are_due(spec: RunSpec, tmp_path: Path) -> None:
+    run = PsdObjective().start(spec, tmp_path, None)
+    first, second, last = (run.advance() for _ in range(3))
+    assert not [name for name in first.metrics if name.startswith("eval/")]
+    assert first.files == {}
+    assert {"eval/reward", "eval/judge"} <= second.metrics.keys()
+    assert list(second.files) == ["contact_sheet"]
+    assert configs.experiment(spec.config).metrics.items() <= {n.removeprefix("eval/"): n for n in last.metrics}.items()
+    assert {"contact_sheet", "turntable"} <= last.files.keys()
+    assert all(path.stat().st_size for path in last.files.values())
+
+
+def test_the_models_stay_warm(spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = PsdObjective()
+    objective.start(spec, tmp_path, None)
+    monkeypatch.setattr("orchestrator.psd_objective.MultiviewPrior", None)
+    monkeypatch.setattr("orchestrator.psd_objective.ClipPreferenceReward", None)
+    objective.start(spec, tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        (configs.VoxelGridConfig, voxel_grid.VoxelGridConfig),
+        (configs.NegativeEmbeddingConfig, negative_embedding.NegativeEmbeddingConfig),
+    ],
+)
+def test_settings_and_defaults_are_those_of_psd(mine: Any, theirs: Any) -> None:
+    def defaults(schema: Any) -> dict[str, object]:
+        values = {field.name: getattr(field.default, "value", field.default) for field in fields(schema)}
+        return {name: value for name, value in values.items() if name not in ("kind", "enabled")}
+
+    assert defaults(mine) == defaults(theirs)
+
+
+def test_the_toybox_experiment_is_valid() -> None:
+    # through Hydra's YAML, which reads 1e-3 as a number where plain YAML 1.1 reads text
+    plain = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / "toybox.yaml"))
+    assert configs.experiment(plain).prior.path == "toybox"  # type: ignore[arg-type]
