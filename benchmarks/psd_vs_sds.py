@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit status: 0 done, 1 some runs failed, 2 the input is at fault, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = _parser().parse_args(arguments)
-    console = Console()
+    console = Console(width=max(Console().width, 140))  # long lines rather than numbers cut off
     try:
         if options.report:
             return report(options.out, options.docs, console)
