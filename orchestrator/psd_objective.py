@@ -50,7 +50,8 @@ class PsdObjective:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._loaded: dict[Hashable, Any] = {}
         for library in (diffusers.utils.logging, transformers.utils.logging):
-            library.disable_progress_bar()  # a bar for each folder that is loaded would break the sweep's table
+            library.disable_progress_bar()  # bars and advice of the libraries would break the sweep's table
+            library.set_verbosity_error()
 
     def start(self, spec: RunSpec, output: Path, resume_from: Path | None) -> PsdRun:
         config = configs.experiment(spec.config)

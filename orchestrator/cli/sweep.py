@@ -111,7 +111,7 @@ def run_sweep(sweep: Sweep, console: Console) -> int:
         _greet(sweep, records if goes_on else [], console)
         done = True
         if _num_settled(records) < sweep.config.trials:
-            done = _drive(sweep, study, console)
+            done = _drive(sweep, study, console) or _num_settled(study.records()) >= sweep.config.trials
         conclude(sweep, study.records(), console)
     if not done:
         console.print(
