@@ -58,7 +58,12 @@ def _psd(scaling: str, scale: float) -> dict[str, str | float | bool]:
 
 
 def _embedding(objective: str) -> dict[str, str | float | bool]:
-    return {f"{EMBEDDING}.enabled": True, f"{EMBEDDING}.objective": objective}
+    return {
+        f"{EMBEDDING}.enabled": True,
+        f"{EMBEDDING}.objective": objective,
+        f"{EMBEDDING}.interval": 4,
+        f"{EMBEDDING}.lr": 0.03,
+    }
 
 
 BASELINE = "sds"

@@ -1,6 +1,7 @@
 """Volume rendering: what a camera sees of a density and a colour in space (nerfacc's batched functions).
 
-The scene fills the unit sphere. Each ray that meets it is cut into equally long bins between entry and exit, so that no
+The scene fills a sphere a little larger than the unit sphere, so that the corners of a box that touches it are not
+cut. Each ray that meets it is cut into equally long bins between entry and exit, so that no
 sample is spent on empty space in front or behind. Colour is only asked for where most of a ray's light comes from.
 
 Shapes: v = views, n = rays, s = samples along a ray, p = points.
@@ -19,7 +20,7 @@ from torch import Tensor
 from psd.cameras import Cameras
 from psd.scenes.base import Render
 
-SCENE_RADIUS = 1.0
+SCENE_RADIUS = 1.15
 MIN_RELATIVE_WEIGHT = 0.05  # of the heaviest sample of the ray; lighter samples are not asked for a colour,
 MIN_ABSOLUTE_WEIGHT = 2e-3  # nor are those below this, unless the ray has no heavier one
 MAX_RAYS_AT_ONCE = 16384  # bounds memory for large pictures
@@ -27,7 +28,7 @@ MAX_RAYS_AT_ONCE = 16384  # bounds memory for large pictures
 
 @runtime_checkable
 class Field(Protocol):
-    """A density (per unit of length) and a colour at every point of the unit sphere."""
+    """A density (per unit of length) and a colour at every point of the scene's sphere."""
 
     @property
     def device(self) -> torch.device: ...

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from psd.cameras import Cameras
 from psd.scenes.base import ParamGroup, Render, Scene
-from psd.scenes.volume_rendering import lattice, render_field
+from psd.scenes.volume_rendering import SCENE_RADIUS, lattice, render_field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,8 @@ def _linear_upsampling(coarse: int, fine: int) -> Float[Tensor, "fine coarse"]:
 def _interpolate(grid: Float[Tensor, "1 c z y x"], points: Float[Tensor, "p 3"]) -> Float[Tensor, "p c"]:
     if not len(points):
         return points.new_zeros(0, grid.shape[1])
-    sampled: Tensor = F.grid_sample(grid, points[None, None, None], mode="bilinear", align_corners=True)
+    inside = points[None, None, None] / SCENE_RADIUS
+    sampled: Tensor = F.grid_sample(grid, inside, mode="bilinear", align_corners=True)
     return sampled[0, :, 0, 0].T
 
 

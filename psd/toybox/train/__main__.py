@@ -20,11 +20,12 @@ from psd.toybox.train.data import Scenes, cached_scenes, joined
 from psd.toybox.train.loop import Clock
 from psd.toybox.train.measure import measure
 from psd.toybox.train.preferences import PairSampler
+from psd.toybox.train.reward import RewardSize
 
 # Minutes on two 2.5 GHz cores with AVX-512 and without AMX, of which the shipped checkpoints are the result.
 PRIOR_MINUTES = sum(phase.minutes for phase in prior.PHASES)
-MINUTES = {"autoencoder": 10.0, "prior": PRIOR_MINUTES, "classifier": 10.0, "reward": 9.0, "judge": 9.0}
-NUM_GUESSED_SCENES = 800
+MINUTES = {"autoencoder": 10.0, "prior": PRIOR_MINUTES, "classifier": 10.0, "reward": 9.0, "judge": 15.0}
+NUM_GUESSED_SCENES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Recipe:
     def judge(self) -> None:
         self._preference_model("judge", reward.JUDGE, scenes_seed=2)
 
-    def _preference_model(self, name: str, size: reward.RewardSize, scenes_seed: int) -> None:
+    def _preference_model(self, name: str, size: RewardSize, scenes_seed: int) -> None:
         loaded = MultiviewPrior.from_pretrained(self.out / "prior")
         words = tokenizer.build()
         scenes = cached_scenes(self.work, 5000, scenes_seed)
