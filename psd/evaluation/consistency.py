@@ -12,7 +12,7 @@ from psd.scenes.base import Render
 from psd.scenes.volume_rendering import far_plane
 
 SURFACE_OPACITY = 0.5  # pixels below this show no surface; those beside a silhouette are left out of the comparison
-DEPTH_TOLERANCE = 0.1  # a twentieth of the scene's diameter
+DEPTH_TOLERANCE = 0.1  # a twentieth of the unit sphere's diameter
 COLOR_TOLERANCE = 0.25  # mean difference over the channels at which agreement has fallen to 0
 
 

@@ -13,7 +13,7 @@ from psd.cameras import CameraSampler
 from psd.evaluation.consistency import agreement, surface_depth
 from psd.evaluation.floaters import floater_share, fog
 from psd.evaluation.held_out import geometry_scores, held_out_cameras, mean_rewards
-from psd.scenes.volume_rendering import render_field
+from psd.scenes.volume_rendering import SCENE_RADIUS, render_field
 from tests.psd.fields import Balls, Fog, views
 
 WHITE = torch.ones(3)
@@ -36,8 +36,9 @@ def test_what_is_hidden_from_a_neighbour_does_not_count() -> None:
 def test_the_surface_of_a_translucent_ball_is_where_its_light_is_absorbed() -> None:
     cameras = views(0.0)
     render = render_field(Fog(1.0), cameras, WHITE, num_samples=96)
-    # entry at 2, then the mean of an exponential distribution that is cut at the length 2
-    expected = 2 + (1 - 3 * math.exp(-2)) / (1 - math.exp(-2))
+    # the entry, then the mean of an exponential distribution that is cut at the diameter
+    entry, diameter = 3 - SCENE_RADIUS, 2 * SCENE_RADIUS
+    expected = entry + (1 - (1 + diameter) * math.exp(-diameter)) / (1 - math.exp(-diameter))
     assert float(surface_depth(render, cameras)[0, 16, 16]) == pytest.approx(expected, abs=0.01)
 
 

@@ -12,6 +12,7 @@ import torch
 import trimesh
 
 from psd.export import contact_sheet, field_to_mesh, save_mesh, save_turntable
+from psd.scenes.volume_rendering import SCENE_RADIUS
 from tests.psd.fields import GREEN, RED, Balls, Fog
 
 
@@ -29,7 +30,7 @@ class SoftBall:
 
 def test_a_soft_ball_becomes_a_sphere_of_the_radius_of_its_level() -> None:
     mesh = field_to_mesh(SoftBall(), resolution=64, level=10.0)
-    voxel = 2 / 63
+    voxel = 2 * SCENE_RADIUS / 63
     assert np.abs(np.linalg.norm(mesh.vertices, axis=1) - 0.5).max() < voxel / 2
     assert mesh.is_watertight
     assert mesh.volume == pytest.approx(4 / 3 * np.pi * 0.5**3, rel=0.02), "faces look outwards"

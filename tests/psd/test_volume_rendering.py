@@ -7,32 +7,36 @@ import math
 import pytest
 import torch
 
-from psd.scenes.volume_rendering import density_on_lattice, render_field, solid_density, sphere_bounds
+from psd.scenes.volume_rendering import SCENE_RADIUS, density_on_lattice, render_field, solid_density, sphere_bounds
 from tests.psd.fields import GREEN, RED, Balls, Fog, views
 
 WHITE = torch.ones(3)
+ENTRY, EXIT = 3 - SCENE_RADIUS, 3 + SCENE_RADIUS  # of the central ray of a camera of `views`
 
 
-def test_rays_enter_and_leave_the_unit_sphere() -> None:
-    origins = torch.tensor([[3.0, 0, 0], [3.0, 0.6, 0], [3.0, 2.0, 0], [0.0, 0, 0], [3.0, 0, 0]])
+def test_rays_enter_and_leave_the_sphere_of_the_scene() -> None:
+    origins = torch.tensor([[3.0, 0, 0], [3.0, 0.6 * SCENE_RADIUS, 0], [3.0, 2.0, 0], [0.0, 0, 0], [3.0, 0, 0]])
     directions = torch.tensor([[-1.0, 0, 0]] * 4 + [[1.0, 0, 0]])
     near, far = sphere_bounds(origins, directions)
-    # 3 -/+ 1; half chord sqrt(1 - 0.36) = 0.8; a miss; from inside; the sphere lies behind
-    assert torch.allclose(near, torch.tensor([2.0, 2.2, 3.0, 0.0, 0.0]))
-    assert torch.allclose(far, torch.tensor([4.0, 3.8, 3.0, 1.0, 0.0]))
+    half_chord = 0.8 * SCENE_RADIUS  # sqrt(1 - 0.6^2)
+    # through the centre; beside it; a miss; from inside; the sphere lies behind
+    assert torch.allclose(near, torch.tensor([ENTRY, 3 - half_chord, 3.0, 0.0, 0.0]))
+    assert torch.allclose(far, torch.tensor([EXIT, 3 + half_chord, 3.0, SCENE_RADIUS, 0.0]))
 
 
 @pytest.mark.parametrize("level", [0.1, 1.0, 30.0])
 def test_constant_density_absorbs_as_beer_and_lambert_say(level: float) -> None:
     render = render_field(Fog(level), views(0.0), WHITE, num_samples=48)
-    opacity = 1 - math.exp(-level * 2)  # the central ray crosses the whole sphere, length 2
+    thickness = level * 2 * SCENE_RADIUS  # optical; the central ray crosses the whole sphere
+    opacity = 1 - math.exp(-thickness)
     centre = (0, slice(None), 16, 16)
     assert float(render.opacity[centre]) == pytest.approx(opacity, abs=1e-5)
     expected = opacity * torch.tensor(RED) + (1 - opacity) * WHITE
     assert torch.allclose(render.rgb[centre], expected, atol=1e-5)
-    # E[t] = 2 + integral of s sigma exp(-sigma s) over [0, 2], and the far plane (4) where the light passes
-    surface = 1 / level * (1 - math.exp(-level * 2) * (1 + level * 2))
-    assert float(render.depth[centre]) == pytest.approx(2 * opacity + surface + 4 * (1 - opacity), abs=0.02)
+    # E[t] = entry + integral of s sigma exp(-sigma s) over the diameter, and the far plane where the light passes
+    surface = 1 / level * (1 - math.exp(-thickness) * (1 + thickness))
+    expected_depth = ENTRY * opacity + surface + EXIT * (1 - opacity)
+    assert float(render.depth[centre]) == pytest.approx(expected_depth, abs=0.02)
 
 
 def test_two_samples_worked_out_by_hand() -> None:
@@ -46,12 +50,13 @@ def test_two_samples_worked_out_by_hand() -> None:
             return torch.where(points[:, :1] > 0, torch.tensor(RED), torch.tensor(GREEN))
 
     render = render_field(Layers(), views(0.0), torch.zeros(3), num_samples=2)
-    # bins of length 1: alpha = 1 - e^-0.5 = 0.393469, then e^-0.5 (1 - e^-1.5) = 0.471195; midpoints at 2.5 and 3.5
-    front, back = 0.393469, 0.471195
+    # two bins as long as the radius, their midpoints half a radius before and behind the centre
+    front = 1 - math.exp(-0.5 * SCENE_RADIUS)
+    back = math.exp(-0.5 * SCENE_RADIUS) * (1 - math.exp(-1.5 * SCENE_RADIUS))
     expected = front * torch.tensor(RED) + back * torch.tensor(GREEN)
     assert torch.allclose(render.rgb[0, :, 16, 16], expected, atol=1e-5)
     assert float(render.opacity[0, 0, 16, 16]) == pytest.approx(front + back, abs=1e-5)
-    depth = front * 2.5 + back * 3.5 + (1 - front - back) * 4
+    depth = front * (3 - SCENE_RADIUS / 2) + back * (3 + SCENE_RADIUS / 2) + (1 - front - back) * EXIT
     assert float(render.depth[0, 0, 16, 16]) == pytest.approx(depth, abs=1e-5)
 
 
@@ -69,7 +74,7 @@ def test_a_ball_is_a_disc_of_the_right_size_in_the_right_place() -> None:
     # the point that faces the camera lies 0.4 in front of a centre whose x is 0
     assert float(render.depth[0, 0][disc].min()) == pytest.approx(math.sqrt(9.13) - 0.4, abs=0.03)
     assert torch.equal(render.rgb[0, :, 0, 0], WHITE)
-    assert float(render.depth[0, 0, 0, 0]) == pytest.approx(4.0)
+    assert float(render.depth[0, 0, 0, 0]) == pytest.approx(EXIT)
 
 
 def test_a_coloured_octant_is_seen_from_its_own_side_only() -> None:
@@ -111,10 +116,13 @@ def test_a_large_picture_is_rendered_in_pieces_without_seams(monkeypatch: pytest
 
 
 def test_the_lattice_is_indexed_x_y_z_and_empty_outside_the_sphere() -> None:
-    density = density_on_lattice(Balls(centres=((0.5, 0.0, -0.5),), radii=(0.2,), level=7.0), resolution=5)
+    half = SCENE_RADIUS / 2  # the distance of neighbouring nodes
+    density = density_on_lattice(Balls(centres=((half, 0.0, -half),), radii=(0.01,), level=7.0), resolution=5)
     assert density.nonzero().tolist() == [[3, 2, 1]]
     assert float(density[3, 2, 1]) == 7.0
-    assert float(density_on_lattice(Fog(1.0), 5)[0, 0, 0]) == 0.0
+    fog = density_on_lattice(Fog(1.0), 5)
+    assert float(fog[0, 0, 0]) == 0.0
+    assert float(fog[0, 2, 2]) == 1.0, "on the sphere"
 
 
 def test_a_solid_layer_absorbs_half_of_the_light() -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from psd.scenes.base import render_still
-from psd.scenes.volume_rendering import render_field
+from psd.scenes.volume_rendering import SCENE_RADIUS, render_field
 from psd.scenes.voxel_grid import VoxelGrid, VoxelGridConfig
 from tests.psd.fields import Balls, views
 
@@ -51,10 +51,10 @@ def test_it_starts_as_a_soft_grey_ball_in_the_centre() -> None:
 def test_the_axes_of_the_grid_are_those_of_the_world() -> None:
     grid = VoxelGrid(VoxelGridConfig(resolution=5, coarse_resolution=3, coarse_steps=0))
     with torch.no_grad():
-        grid.fine_color[0, 0, 2, 2, 4] = 3.0  # x = +1
-        grid.fine_color[0, 1, 2, 4, 2] = 3.0  # y = +1
-        grid.fine_color[0, 2, 4, 2, 2] = 3.0  # z = +1
-    color = grid.field().color(torch.cat([torch.eye(3), -torch.eye(3)]))
+        grid.fine_color[0, 0, 2, 2, 4] = 3.0  # x = +SCENE_RADIUS
+        grid.fine_color[0, 1, 2, 4, 2] = 3.0  # y = +SCENE_RADIUS
+        grid.fine_color[0, 2, 4, 2, 2] = 3.0  # z = +SCENE_RADIUS
+    color = grid.field().color(SCENE_RADIUS * torch.cat([torch.eye(3), -torch.eye(3)]))
     assert torch.allclose(color[:3], torch.full((3, 3), 0.5) + (torch.sigmoid(torch.tensor(3.0)) - 0.5) * torch.eye(3))
     assert torch.equal(color[3:], torch.full((3, 3), 0.5))
 
@@ -89,7 +89,12 @@ def test_every_parameter_is_in_a_group_and_gets_a_gradient() -> None:
 
 
 def test_it_learns_a_ball_from_its_pictures() -> None:
-    grid = VoxelGrid(VoxelGridConfig(resolution=16, coarse_resolution=8, num_samples=24, coarse_steps=10))
+    resolution, num_samples = round(16 * SCENE_RADIUS), round(24 * SCENE_RADIUS)  # as fine for a scene of any size
+    grid = VoxelGrid(
+        VoxelGridConfig(
+            resolution=resolution, coarse_resolution=resolution // 2, num_samples=num_samples, coarse_steps=10
+        )
+    )
     optimizer = torch.optim.Adam(grid.param_groups(), betas=(0.9, 0.99))
     target, cameras = Balls(), views(0.0, 90.0, 180.0, 270.0, elevation_deg=20.0, size=16)
     backgrounds = [torch.full((3,), level) for level in (0.05, 0.95)]

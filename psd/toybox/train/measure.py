@@ -66,4 +66,5 @@ def sample_prompts(prior: MultiviewPrior, checkpoints: Path, prompts: list[str])
     scheduler = DDIMScheduler.from_pretrained(checkpoints / "prior" / "scheduler")
     cameras = replace(CAMERAS, num_groups=len(prompts))(generator)
     rgb = ddim_sample(prior, scheduler, prompts, next(iter(BACKGROUNDS)), cameras, generator)
-    return rgb.unflatten(0, (len(prompts), CAMERAS.group_size))
+    grouped: Tensor = rgb.unflatten(0, (len(prompts), CAMERAS.group_size))
+    return grouped

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from psd.cameras import Cameras
+from psd.scenes.volume_rendering import SCENE_RADIUS
 from psd.toybox.grammar import COLORS, SHAPES, parse
 from psd.toybox.renderer import AMBIENT, HALF_HEIGHT, LIGHT, place, render, signed_distance
 
@@ -55,6 +58,17 @@ def test_the_top_stands_on_the_base_and_both_fit_the_picture() -> None:
     assert rows[-1] - rows[0] + 1 == len(rows)  # no gap between them
     assert int(rgb[:, rows[3], 24].argmax()) == 1
     assert int(rgb[:, rows[-4], 24].argmax()) == 0
+
+
+def test_every_stack_fits_the_sphere_of_the_scene() -> None:
+    """What is connected and begins inside the sphere leaves it only through its surface."""
+    directions = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0))
+    axis = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
+    x, y, z = (SCENE_RADIUS * torch.cat([axis, F.normalize(directions)])).unbind(dim=-1)
+    for top, base in itertools.product(SHAPES, SHAPES):
+        for solid in place(parse(f"a red {top} on a blue {base}")):
+            distance = signed_distance(solid.shape, x / solid.scale, y / solid.scale, (z - solid.height) / solid.scale)
+            assert distance.min() > 0, f"{top} on {base}: {solid.shape}"
 
 
 def test_stripes_show_both_colours() -> None:
