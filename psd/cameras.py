@@ -1,6 +1,7 @@
 """Cameras: where a scene is looked at from, and how such places are drawn at random.
 
-World: right-handed, z up, the scene around the origin, about as large as the unit sphere. Camera axes are OpenGL's: x right, y up, looking along -z.
+World: right-handed, z up, the scene around the origin, about as large as the unit sphere.
+Camera axes are OpenGL's: x right, y up, looking along -z.
 Azimuth 0 is at +x and grows counter-clockwise seen from above (threestudio's convention).
 """
 

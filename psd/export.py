@@ -25,8 +25,8 @@ GAP = 2
 def field_to_mesh(field: Field, *, resolution: int = 96, level: float | None = None) -> trimesh.Trimesh:
     """The surface where the density reaches ``level``, with the field's colours at its vertices; z is up.
 
-    Without a level it is the density that absorbs half of the light within 0.1 (a twentieth of the unit sphere's diameter),
-    or half of the highest density if nothing is that solid.
+    Without a level it is the density that absorbs half of the light within 0.1 (a twentieth of the unit sphere's
+    diameter), or half of the highest density if nothing is that solid.
 
     Raises:
         ValueError: nothing is dense enough to be seen.

@@ -1,8 +1,8 @@
 """Volume rendering: what a camera sees of a density and a colour in space (nerfacc's batched functions).
 
-The scene fills a sphere a little larger than the unit sphere, so that the corners of a box that touches it are not
-cut. Each ray that meets it is cut into equally long bins between entry and exit, so that no
-sample is spent on empty space in front or behind. Colour is only asked for where most of a ray's light comes from.
+The scene fills a sphere a little larger than the unit sphere, so that the corners of a box that touches it are not cut.
+Each ray that meets it is cut into equally long bins between entry and exit, so that no sample is spent on empty space
+in front or behind. Colour is only asked for where most of a ray's light comes from.
 
 Shapes: v = views, n = rays, s = samples along a ray, p = points.
 """

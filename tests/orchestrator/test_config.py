@@ -95,7 +95,7 @@ def test_an_experiment_beside_the_sweep_file_can_be_chosen(tmp_path: Path) -> No
 
 
 def test_a_trial_is_every_prompt_with_every_seed(tmp_path: Path) -> None:
-    sweep = load(tmp_path, prompts=["a red cube", "a blue torus"], seeds=[0, 7])
+    sweep = load(tmp_path, "distillation.guidance_scale=7.5", prompts=["a red cube", "a blue torus"], seeds=[0, 7])
     trial = config.plan_trial(sweep, Suggestion(number=3, params={GUIDANCE: 4.0}))
     assert [(run.run_id, run.prompt, run.seed) for run in trial.runs] == [
         ("t0003-p00-s0", "a red cube", 0),
@@ -226,9 +226,10 @@ def test_what_is_no_yaml_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_an_output_folder_is_the_same_sweeps_only(tmp_path: Path) -> None:
-    output = f"output={tmp_path / 'out'}"
-    assert config.claim_output(load(tmp_path, output)) is False
-    assert config.claim_output(load(tmp_path, output, "trials=30", "workers=1", "tracking.kind=none")) is True
+    output, resolution = f"output={tmp_path / 'out'}", "scene.resolution=40"
+    assert config.claim_output(load(tmp_path, output, resolution)) is False
+    more = ("trials=30", "workers=1", "tracking.kind=none")
+    assert config.claim_output(load(tmp_path, output, resolution, *more)) is True
     with pytest.raises(UserError) as caught:
         config.claim_output(load(tmp_path, output, "scene.resolution=24"))
     assert "holds another sweep (scene.resolution is 40 there, 24 here)" in str(caught.value)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from psd.cameras import Cameras
 from psd.scenes.volume_rendering import SCENE_RADIUS
-from psd.toybox.grammar import COLORS, SHAPES, parse
+from psd.toybox.grammar import BASES, COLORS, SHAPES, parse
 from psd.toybox.renderer import AMBIENT, HALF_HEIGHT, LIGHT, place, render, signed_distance
+from psd.toybox.train.data import SIZE_JITTER
 
 
 def front(azimuth_deg: float = 0.0, size: int = 48) -> Cameras:
@@ -65,8 +66,8 @@ def test_every_stack_fits_the_sphere_of_the_scene() -> None:
     directions = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0))
     axis = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
     x, y, z = (SCENE_RADIUS * torch.cat([axis, F.normalize(directions)])).unbind(dim=-1)
-    for top, base in itertools.product(SHAPES, SHAPES):
-        for solid in place(parse(f"a red {top} on a blue {base}")):
+    for top, base in itertools.product(SHAPES, BASES):
+        for solid in place(parse(f"a red {top} on a blue {base}"), scale=1 + SIZE_JITTER):
             distance = signed_distance(solid.shape, x / solid.scale, y / solid.scale, (z - solid.height) / solid.scale)
             assert distance.min() > 0, f"{top} on {base}: {solid.shape}"
 
