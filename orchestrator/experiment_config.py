@@ -274,7 +274,7 @@ class ExperimentConfig:
     @property
     def metrics(self) -> dict[str, str]:
         """What a run ends with: the short name that `objective.metric` uses, and the name in the logs."""
-        names = ["reward", *(name for name in self.rewards if name != "train"), "agreement", "floaters"]
+        names = ["reward", *(name for name in self.rewards if name != "train"), "agreement", "floaters", "fog"]
         names += ["color", "shape"] if self.evaluation.oracle else []
         return {name: f"eval/{name}" for name in names} | {"seconds": "seconds"}
 

@@ -176,6 +176,6 @@ def _num_workers(
         raise UserError(
             f"{wanted} workers with {share:g} {kind} each do not fit the cluster's {resources.get(kind, 0.0):g} {kind}",
             key="workers",
-            remedy=f"use up to {capacity} workers, or a smaller share each (fractions are fine)",
+            remedy=f"use up to {capacity} workers",
         )
     return wanted

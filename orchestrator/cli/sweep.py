@@ -73,10 +73,11 @@ def check(sweep: Sweep) -> None:
 def print_plan(sweep: Sweep, console: Console) -> None:
     """The resolved configuration as YAML, and below it, as comments, what would run."""
     settings = sweep.config
-    num_runs = len(settings.prompts) * len(settings.seeds)
+    trials, prompts, seeds = settings.trials, len(settings.prompts), len(settings.seeds)
+    num_steps = sweep.experiment["optimization"]["num_steps"]
     lines = [
-        f"{settings.trials} trials x {num_runs} runs ({len(settings.prompts)} prompts x {len(settings.seeds)} seeds) "
-        f"of {sweep.experiment['optimization']['num_steps']} steps",
+        f"{_count(trials, 'trial')} x {_count(prompts * seeds, 'run')} "
+        f"({_count(prompts, 'prompt')} x {_count(seeds, 'seed')}) of {num_steps} steps",
         f"{settings.objective.direction} the mean {settings.objective.metric} over a trial's runs",
         *(f"search {name}: {domain}" for name, domain in sweep.space.items()),
         f"into {sweep.output}, study {sweep.storage_url}",
@@ -85,6 +86,10 @@ def print_plan(sweep: Sweep, console: Console) -> None:
     console.print(
         text + "".join(f"# {line}\n" for line in lines), markup=False, highlight=False, soft_wrap=True, end=""
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def run_sweep(sweep: Sweep, console: Console) -> int:
@@ -281,7 +286,7 @@ def _num_settled(records: Sequence[TrialRecord]) -> int:
 def _greet(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> None:
     settings = sweep.config
     runs = len(settings.prompts) * len(settings.seeds)
-    text = f"[bold]{settings.name}[/bold]: {settings.trials} trials of {runs} {'run' if runs == 1 else 'runs'}"
+    text = f"[bold]{settings.name}[/bold]: {_count(settings.trials, 'trial')} of {_count(runs, 'run')}"
     console.print(
         f"{text}, {settings.objective.direction} {settings.objective.metric}, into {sweep.output}", highlight=False
     )

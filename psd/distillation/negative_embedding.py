@@ -38,7 +38,7 @@ class NegativeEmbeddingConfig:
 
     def __post_init__(self) -> None:
         if self.interval < 1:
-            raise ValueError(f"interval must be >= 1, got {self.interval}; set stop to 0 to leave the embedding alone")
+            raise ValueError(f"interval must be >= 1, got {self.interval}")
         if self.lr < 0 or self.max_norm < 0 or self.beta <= 0:
             raise ValueError(f"need lr, max_norm >= 0 and beta > 0, got {self.lr}, {self.max_norm} and {self.beta}")
         if not 0 < self.lr_decay <= 1:

@@ -62,7 +62,9 @@ class Oracle:
     @torch.no_grad()
     def classify(self, rgb: Float[Tensor, "b 3 h w"]) -> list[dict[str, str]]:
         """The likeliest value of each slot, one dictionary a view."""
-        logits = self._model(preprocess(rgb)).logits.split([len(values) for values in SLOTS.values()], dim=-1)
+        logits = self._model(preprocess(rgb.to(self._model.device))).logits.split(
+            [len(values) for values in SLOTS.values()], dim=-1
+        )
         indices = torch.stack([part.argmax(-1) for part in logits], dim=-1).tolist()
         return [{slot: values[i] for (slot, values), i in zip(SLOTS.items(), row, strict=True)} for row in indices]
 

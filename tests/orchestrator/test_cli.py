@@ -115,7 +115,7 @@ def test_a_dry_run_shows_everything_and_makes_nothing(sweep_file: Path, capsys: 
     plain = yaml.safe_load(output)
     assert plain["scene"]["lr_density"] == 0.2
     assert plain["seeds"] == [0, 1]
-    assert "# 2 trials x 2 runs (1 prompts x 2 seeds) of 4 steps" in output
+    assert "# 2 trials x 2 runs (1 prompt x 2 seeds) of 4 steps" in output
     assert f"# search {GUIDANCE}: 2 .. 30" in output
     assert not Path("outputs").exists()
 

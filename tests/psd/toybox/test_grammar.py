@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from psd.scenes.backgrounds import FLAT_LEVELS
 from psd.toybox import grammar
 from psd.toybox.grammar import Description, Solid, parse
 
@@ -54,3 +55,7 @@ def test_held_out_sentences_are_an_eighth_of_each_kind_and_fixed() -> None:
         "a red sphere on a blue cube",
     ]
     assert all(grammar.is_held_out(d) for d in grammar.held_out(32))
+
+
+def test_the_worlds_backgrounds_are_those_that_scenes_are_put_on() -> None:
+    assert grammar.BACKGROUNDS == FLAT_LEVELS
