@@ -163,17 +163,18 @@ def test_the_status_of_one_object_is_that_of_its_run(
     sweep = config.load_asset("a red cube")
     config.claim_output(sweep)
     [spec] = config.plan_trial(sweep, Suggestion(number=0, params={})).runs
+    num_steps = spec.config["optimization"]["num_steps"]
     folder = RunFolder(sweep.output / "runs", spec.run_id)
     folder.claim(spec)
     folder.append_metrics(10, {"train/reward": 1.0})
     if finished:
-        folder.append_metrics(200, {"eval/judge": 2.0})
-        folder.write_result(200, {"eval/judge": 2.0})
+        folder.append_metrics(num_steps, {"eval/judge": 2.0})
+        folder.write_result(num_steps, {"eval/judge": 2.0})
     assert run("status", sweep.output) == 0
     shown = capsys.readouterr().out
-    assert ("a red cube: finished, step 200/200" in shown) == finished
+    assert (f"a red cube: finished, step {num_steps}/{num_steps}" in shown) == finished
     assert ("judge 2" in shown) == finished
-    assert ("a red cube: stopped, step 10/200" in shown) == (not finished)
+    assert (f"a red cube: stopped, step 10/{num_steps}" in shown) == (not finished)
     assert (f"psd resume {sweep.output}" in shown) == (not finished)
 
 
