@@ -107,6 +107,8 @@ def test_what_a_sweep_starts_from_are_the_documented_defaults() -> None:
 def test_links_lead_somewhere_and_lines_are_short(page: Path) -> None:
     text = page.read_text()
     missing = [link for link in LINK.findall(text) if not (page.parent / link).exists()]
-    assert [link for link in missing if not link.startswith("docs/images/")] == []
+    assert missing == []
+    if "results" in page.parts:
+        return  # written by a benchmark
     prose = [line for line in text.splitlines() if not line.startswith("|") and "](http" not in line]
     assert [line for line in prose if len(line) > 120] == []
