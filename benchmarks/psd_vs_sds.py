@@ -49,6 +49,7 @@ from psd.toybox import grammar
 
 SINGLE = {"distillation.weighting.kind": "single"}
 EMBEDDING = "distillation.negative_embedding"
+LOW_GUIDANCE = {"distillation.guidance_scale": 1.2}  # where the search of sweeps/cfg_scale.yaml ended
 EQUAL_CALLS = ("sds_2_groups", "sds_2x_steps")  # of two candidates
 
 
@@ -124,6 +125,16 @@ VARIANTS = (
         what="PSD, grows with the gap, three times as strong",
         settings=_psd("gap", 3.0),
         equal_calls=EQUAL_CALLS,
+    ),
+    Variant(
+        name="sds_low_guidance",
+        what="SDS with hardly any classifier-free guidance",
+        settings={**SINGLE, **LOW_GUIDANCE},
+    ),
+    Variant(
+        name="psd_low_guidance",
+        what="PSD in place of classifier-free guidance",
+        settings={**_psd("normalized", 2.0), **LOW_GUIDANCE},
     ),
     Variant(
         name="sds_ascent",
