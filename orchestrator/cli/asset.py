@@ -103,7 +103,9 @@ def _conclude(event: Event, sweep: Sweep, folder: Path, console: Console) -> int
 def show_asset(metrics: Mapping[str, float], folder: Path, console: Console) -> None:
     """The final scores of a run, and its files."""
     shown = {name.removeprefix("eval/"): value for name, value in metrics.items() if name.startswith("eval/")}
-    console.print("  ".join(f"{name} {format_value(value)}" for name, value in shown.items()), highlight=False)
+    console.print(
+        "  ".join(f"{name} {format_value(value)}" for name, value in shown.items()), highlight=False, soft_wrap=True
+    )
     for name in PRODUCTS:
         if (folder / name).exists():
             console.print(str(folder / name), highlight=False, soft_wrap=True)
