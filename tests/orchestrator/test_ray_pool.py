@@ -113,9 +113,7 @@ class TellingObjective(FakeObjective):
 
     def __post_init__(self) -> None:
         (self.folder / f"{os.getpid()}.env").write_text(
-            "\n".join(
-                f"{name}={os.environ.get(name)}" for name in ("OMP_NUM_THREADS", "FLAVOUR", "CUDA_VISIBLE_DEVICES")
-            )
+            "\n".join(f"{name}={os.environ.get(name)}" for name in ("OMP_NUM_THREADS", "FLAVOUR"))
         )
 
 
