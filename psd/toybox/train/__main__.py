@@ -38,7 +38,8 @@ class Recipe:
         return Clock(stage, MINUTES[stage] * self.speed)
 
     def scenes(self) -> Scenes:
-        return joined([cached_scenes(self.work, 5000, 1), cached_scenes(self.work, 5000, 2)])
+        sizes = ((5000, 1), (5000, 2), (1500, 11), (1500, 12))
+        return joined([cached_scenes(self.work, size, seed) for size, seed in sizes])
 
     def autoencoder(self) -> None:
         views = self.scenes().rgb.flatten(0, 1)

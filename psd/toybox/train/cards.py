@@ -8,9 +8,9 @@ from pathlib import Path
 from psd.toybox.train.measure import Figures
 
 _DATA = (
-    "Data: 10,000 random scenes of the built-in world (`psd/toybox/grammar.py`, `renderer.py`), four orthogonal views "
-    "each at 32x32, elevation 10-35 degrees, on white, grey or black. One sentence in eight of each kind is held out "
-    "from all training but the classifier's."
+    "Data: up to 13,000 random scenes of the built-in world (`psd/toybox/grammar.py`, `renderer.py`), four orthogonal "
+    "views each at 32x32, elevation 10-35 degrees, on white, grey or black. One sentence in eight of each kind is held "
+    "out from all training but the classifier's."
 )
 _ABOUT = {
     "prior": (
