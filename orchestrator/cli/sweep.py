@@ -22,7 +22,7 @@ from orchestrator.cli.display import Display, SweepView, choose_display
 from orchestrator.clock import SystemClock
 from orchestrator.config import Sweep
 from orchestrator.driver import SweepDriver
-from orchestrator.errors import UserError
+from orchestrator.errors import SweepAbortedError, UserError
 from orchestrator.experiment_config import experiment
 from orchestrator.failure import FailurePolicy
 from orchestrator.objective import Objective
@@ -209,7 +209,11 @@ def _drive(sweep: Sweep, study: Study, console: Console) -> bool:
     interrupt = Interrupt()
     with interrupt.caught(), choose_display(view, console) as display:  # after Ray, which has a SIGTERM handler, too
         driver = _driver(sweep, study, pool, setup, clock, display)
-        done = _loop(driver, view, display, interrupt)
+        try:
+            done = _loop(driver, view, display, interrupt)
+        except SweepAbortedError:
+            pool.close()  # what is still under way goes with the sweep, but its trackers are closed
+            raise
     pool.close()
     return done
 
