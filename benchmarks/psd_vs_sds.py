@@ -40,7 +40,7 @@ from benchmarks.comparison import CPU_S, WALL_S, Measure, Origin, Variant, read_
 from benchmarks.comparison_report import READING, make_report, print_report, write_report
 from orchestrator import config, durable
 from orchestrator.errors import UserError
-from orchestrator.experiment_config import ExperimentConfig, experiment
+from orchestrator.experiment_config.experiment import ExperimentConfig, experiment
 from orchestrator.objective import Objective
 from orchestrator.psd_inputs import check_inputs, oracle_folder, prior_folder, reward_folder
 from orchestrator.run_folder import RunFolder
@@ -270,7 +270,7 @@ def work(runs: Sequence[Planned], out: Path, origin: Origin) -> None:
     """Do what nobody has done or is doing, on one thread, with the models loaded once."""
     import torch
 
-    from orchestrator.psd_objective import PsdObjective
+    from orchestrator.psd_objective.objective import PsdObjective
 
     torch.set_num_threads(1)
     execute(runs, out, origin, PsdObjective)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from orchestrator import durable
 from orchestrator.errors import UserError
-from orchestrator.experiment_config import ExperimentConfig, experiment
+from orchestrator.experiment_config.experiment import ExperimentConfig, experiment
 from orchestrator.schema import ConfigError, Count, WholeNumber, did_you_mean, join, parse, unknown_key
 from orchestrator.search_space import Domain, flatten, parse_domain
 from orchestrator.study import Suggestion

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.experiment_config import ExperimentConfig
+from orchestrator.experiment_config.experiment import ExperimentConfig
 from orchestrator.schema import ConfigError
 from psd import toybox
 from psd.checkpoint_files import check_folder, check_weights

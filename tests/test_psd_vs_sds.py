@@ -33,7 +33,7 @@ from benchmarks.comparison import (
 from benchmarks.comparison_report import figure, kept_reading, make_report, print_report, write_report
 from benchmarks.paired import mean_estimate, paired_difference, survive_correction
 from benchmarks.psd_vs_sds import BASELINE, MEASURES, VARIANTS, Planned, configure, execute, plan, stretched
-from orchestrator.experiment_config import experiment
+from orchestrator.experiment_config.experiment import experiment
 from orchestrator.testing import FakeObjective
 from orchestrator.trial import RunSpec
 

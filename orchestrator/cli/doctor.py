@@ -64,14 +64,14 @@ def _packages() -> Finding:
 
 
 def _devices() -> Finding:
-    from orchestrator.psd_objective import describe_device
+    from orchestrator.psd_objective.device import describe_device
 
     return Finding(subject="devices", text=f"{os.cpu_count()} CPU cores, {describe_device()}")
 
 
 def _built_in_world() -> Finding:
     from orchestrator import config
-    from orchestrator.experiment_config import experiment
+    from orchestrator.experiment_config.experiment import experiment
     from orchestrator.psd_inputs import check_inputs
     from orchestrator.schema import ConfigError
 

@@ -23,7 +23,7 @@ from orchestrator.clock import SystemClock
 from orchestrator.config import Sweep
 from orchestrator.driver import SweepDriver
 from orchestrator.errors import SweepAbortedError, UserError
-from orchestrator.experiment_config import experiment
+from orchestrator.experiment_config.experiment import experiment
 from orchestrator.failure import FailurePolicy
 from orchestrator.objective import Objective
 from orchestrator.pool import Pool
@@ -168,7 +168,7 @@ def worker_setup(sweep: Sweep) -> WorkerSetup:
 
 def make_objective() -> Objective:
     """Called in the worker, so that the driver never loads torch."""
-    from orchestrator.psd_objective import PsdObjective
+    from orchestrator.psd_objective.objective import PsdObjective
 
     return PsdObjective()
 

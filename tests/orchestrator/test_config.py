@@ -12,7 +12,9 @@ import yaml
 from orchestrator import config
 from orchestrator.config import Sweep
 from orchestrator.errors import UserError
-from orchestrator.experiment_config import LinearConfig, PreferenceWeightingConfig, SingleWeightingConfig, experiment
+from orchestrator.experiment_config.distillation import PreferenceWeightingConfig, SingleWeightingConfig
+from orchestrator.experiment_config.experiment import experiment
+from orchestrator.experiment_config.schedules import LinearConfig
 from orchestrator.search_space import CategoricalDomain, FloatDomain, IntDomain
 from orchestrator.study import Suggestion
 

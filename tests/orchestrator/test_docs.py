@@ -13,14 +13,9 @@ import pytest
 import yaml
 
 from orchestrator.config import CONF, SweepConfig
-from orchestrator.experiment_config import (
-    ClipPreferenceConfig,
-    CosineConfig,
-    ExperimentConfig,
-    LinearConfig,
-    PiecewiseConfig,
-    ScheduleConfig,
-)
+from orchestrator.experiment_config.experiment import ExperimentConfig
+from orchestrator.experiment_config.rewards import ClipPreferenceConfig
+from orchestrator.experiment_config.schedules import CosineConfig, LinearConfig, PiecewiseConfig, ScheduleConfig
 from orchestrator.search_space import FloatDomain, IntDomain
 
 ROOT = Path(__file__).parents[2]

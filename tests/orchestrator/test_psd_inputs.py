@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.experiment_config import ExperimentConfig, experiment
+from orchestrator.experiment_config.experiment import ExperimentConfig, experiment
 from orchestrator.psd_inputs import check_inputs, oracle_folder, prior_folder, reward_folder
 from orchestrator.schema import ConfigError
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from orchestrator import experiment_config as configs
 from orchestrator.config import CONF
+from orchestrator.experiment_config.distillation import NegativeEmbeddingConfig
+from orchestrator.experiment_config.experiment import experiment
+from orchestrator.experiment_config.scenes import VoxelGridConfig
 from orchestrator.objective import Progress
-from orchestrator.psd_objective import PsdObjective
+from orchestrator.psd_objective.objective import PsdObjective
 from orchestrator.trial import RunSpec
 from psd.distillation import negative_embedding
 from psd.scenes import voxel_grid
@@ -63,7 +65,7 @@ def test_scores_and_pictures_come_when_they_are_due(spec: RunSpec, tmp_path: Pat
     assert first.files == {}
     assert {"eval/reward", "eval/judge"} <= second.metrics.keys()
     assert list(second.files) == ["contact_sheet"]
-    assert configs.experiment(spec.config).metrics.items() <= {n.removeprefix("eval/"): n for n in last.metrics}.items()
+    assert experiment(spec.config).metrics.items() <= {n.removeprefix("eval/"): n for n in last.metrics}.items()
     assert {"contact_sheet", "turntable"} <= last.files.keys()
     assert all(path.stat().st_size for path in last.files.values())
 
@@ -71,16 +73,16 @@ def test_scores_and_pictures_come_when_they_are_due(spec: RunSpec, tmp_path: Pat
 def test_the_models_stay_warm(spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     objective = PsdObjective()
     objective.start(spec, tmp_path, None)
-    monkeypatch.setattr("orchestrator.psd_objective.MultiviewPrior", None)
-    monkeypatch.setattr("orchestrator.psd_objective.ClipPreferenceReward", None)
+    monkeypatch.setattr("orchestrator.psd_objective.models.MultiviewPrior", None)
+    monkeypatch.setattr("orchestrator.psd_objective.models.ClipPreferenceReward", None)
     objective.start(spec, tmp_path, None)
 
 
 @pytest.mark.parametrize(
     ("mine", "theirs"),
     [
-        (configs.VoxelGridConfig, voxel_grid.VoxelGridConfig),
-        (configs.NegativeEmbeddingConfig, negative_embedding.NegativeEmbeddingConfig),
+        (VoxelGridConfig, voxel_grid.VoxelGridConfig),
+        (NegativeEmbeddingConfig, negative_embedding.NegativeEmbeddingConfig),
     ],
 )
 def test_settings_and_defaults_are_those_of_psd(mine: Any, theirs: Any) -> None:
@@ -94,4 +96,4 @@ def test_settings_and_defaults_are_those_of_psd(mine: Any, theirs: Any) -> None:
 def test_the_toybox_experiment_is_valid() -> None:
     # through Hydra's YAML, which reads 1e-3 as a number where plain YAML 1.1 reads text
     plain = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / "toybox.yaml"))
-    assert configs.experiment(plain).prior.path == "toybox"  # type: ignore[arg-type]
+    assert experiment(plain).prior.path == "toybox"  # type: ignore[arg-type]

@@ -1,0 +1,70 @@
+"""One optimisation as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.experiment_config.cameras import CamerasConfig
+from orchestrator.experiment_config.distillation import DistillationConfig
+from orchestrator.experiment_config.priors import PriorConfig
+from orchestrator.experiment_config.rewards import RewardConfig
+from orchestrator.experiment_config.scenes import BackgroundConfig, FlatBackgroundConfig, SceneConfig, VoxelGridConfig
+from orchestrator.schema import ConfigError, Count, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationConfig:
+    num_steps: Count = 200
+    log_every: Count = 10  # steps a worker does before it reports
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    num_views: Count = 8
+    every: Count = 100
+    picture_size: Count = 96  # of the views in contact sheets and turntables
+    oracle: str | None = None  # the built-in world's judge of colour and shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptingConfig:
+    negative: str = ""
+    view_dependent: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """One optimisation, apart from its prompt and its seed."""
+
+    prior: PriorConfig
+    rewards: dict[str, RewardConfig]  # `train` is optimised; the others are held out and only asked
+    scene: SceneConfig = VoxelGridConfig()
+    background: BackgroundConfig = FlatBackgroundConfig()
+    cameras: CamerasConfig = CamerasConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    optimization: OptimizationConfig = OptimizationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    prompting: PromptingConfig = PromptingConfig()
+    checkpoint_every: Count = 50
+
+    def __post_init__(self) -> None:
+        if "train" not in self.rewards:
+            raise ConfigError("rewards.train", "is missing; it is the reward that preference guidance listens to")
+
+        if self.evaluation.num_views % self.cameras.group_size:
+            size, views = self.cameras.group_size, self.evaluation.num_views
+            raise ConfigError("evaluation.num_views", f"must be a multiple of cameras.group_size ({size}); got {views}")
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """What a run ends with: the short name that `objective.metric` uses, and the name in the logs."""
+        names = ["reward", *(name for name in self.rewards if name != "train"), "agreement", "floaters", "fog"]
+        names += ["color", "shape"] if self.evaluation.oracle else []
+        return {name: f"eval/{name}" for name in names} | {"seconds": "seconds"}
+
+
+def experiment(config: Mapping[str, Any]) -> ExperimentConfig:
+    """The experiment of a RunSpec's plain config."""
+    return parse(ExperimentConfig, config)

@@ -1,0 +1,90 @@
+"""What a run is judged by, and what people look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from orchestrator.experiment_config.experiment import EvaluationConfig
+from psd.cameras import Cameras, CameraSampler, turntable
+from psd.evaluation.held_out import geometry_scores, held_out_cameras, mean_rewards
+from psd.export import contact_sheet, field_to_mesh, save_mesh, save_turntable
+from psd.optimization import Optimization
+from psd.rewards.base import Reward
+from psd.scenes.backgrounds import Background
+from psd.scenes.base import Render
+from psd.scenes.voxel_grid import VoxelGrid
+from psd.toybox.oracle import Oracle
+
+TURNTABLE_FRAMES = 24
+
+
+class Evaluator:
+    """Judges a scene from held-out views, and makes the pictures and the mesh that people look at."""
+
+    def __init__(
+        self,
+        prompt: str,
+        sampler: CameraSampler,
+        rewards: Mapping[str, Reward],
+        oracle: Oracle | None,
+        config: EvaluationConfig,
+        output: Path,
+        device: torch.device,
+    ) -> None:
+        self._prompt = prompt
+        self._cameras = held_out_cameras(sampler, config.num_views).to(device)
+        size = config.picture_size
+        self._picture_cameras = self._cameras.at_resolution(size, size)
+        self._turntable = turntable(sampler, TURNTABLE_FRAMES, sum(sampler.elevation_deg) / 2).to(device)
+        self._turntable = self._turntable.at_resolution(size, size)
+        self._rewards = rewards
+        self._oracle = oracle
+        self._output = output
+
+    @torch.no_grad()
+    def __call__(self, optimization: Optimization, *, final: bool) -> tuple[dict[str, float], dict[str, Path]]:
+        """The scores, and the files it wrote."""
+        scene, background = optimization.scene, optimization.background
+        assert isinstance(scene, VoxelGrid)
+        scene.eval()
+        try:
+            render = scene.render(self._cameras, background.fixed(self._cameras).rgb)
+            scores = mean_rewards(render, self._prompt, self._rewards)
+            if self._oracle is not None:
+                verdict = self._oracle.judge(render.rgb, self._prompt)
+                scores |= {f"eval/{name}": share for name, share in verdict.items()}
+            files = {"contact_sheet": self._save_contact_sheet(scene, background)}
+            if final:
+                scores |= geometry_scores(render, self._cameras, scene.field())
+                files |= self._save_asset(scene, background)
+        finally:
+            scene.train()
+        return scores, files
+
+    def _save_contact_sheet(self, scene: VoxelGrid, background: Background) -> Path:
+        cameras = self._picture_cameras
+        rgb = _render(scene, background, cameras).rgb
+        captions = [f"{azimuth:.0f}°" for azimuth in cameras.azimuth_deg.tolist()]
+        order = cameras.azimuth_deg.argsort()
+        sheet = contact_sheet(rgb[order], [captions[i] for i in order.tolist()], columns=4, title=self._prompt)
+        path = self._output / "contact_sheet.png"
+        sheet.save(path)
+        return path
+
+    def _save_asset(self, scene: VoxelGrid, background: Background) -> dict[str, Path]:
+        files = {"turntable": self._output / "turntable.gif"}
+        save_turntable(_render(scene, background, self._turntable).rgb, files["turntable"])
+        try:
+            mesh = field_to_mesh(scene.field())
+        except ValueError:  # nothing is solid: the scores say how bad that is, and there is no surface to save
+            return files
+        files["mesh"] = self._output / "mesh.glb"
+        save_mesh(mesh, files["mesh"])
+        return files
+
+
+def _render(scene: VoxelGrid, background: Background, cameras: Cameras) -> Render:
+    return scene.render(cameras, background.fixed(cameras).rgb)

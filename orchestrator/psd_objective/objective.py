@@ -1,0 +1,133 @@
+"""psd's text-to-3D as an objective that workers can execute."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import diffusers
+import torch
+import transformers
+
+from orchestrator.experiment_config.experiment import ExperimentConfig, experiment
+from orchestrator.objective import Progress
+from orchestrator.psd_objective.distillation import build_distillation
+from orchestrator.psd_objective.evaluator import Evaluator
+from orchestrator.psd_objective.models import build_oracle, build_prior, build_reward
+from orchestrator.psd_objective.scenes import build_background, build_cameras, build_scene
+from orchestrator.trial import RunSpec
+from psd.optimization import Optimization
+from psd.prompts import PromptEncoder
+
+T = TypeVar("T")
+
+TRAIN_REWARD = "reward"  # the training reward's name among the held-out ones
+
+
+class PsdObjective:
+    """Optimises a scene for a prompt. Priors, rewards and the oracle are loaded once and stay warm between runs."""
+
+    def __init__(self) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._loaded: dict[Hashable, Any] = {}
+        for library in (diffusers.utils.logging, transformers.utils.logging):
+            library.disable_progress_bar()  # bars and advice of the libraries would break the sweep's table
+            library.set_verbosity_error()
+
+    def start(self, spec: RunSpec, output: Path, resume_from: Path | None) -> PsdRun:
+        config = experiment(spec.config)
+        prior = self._load(
+            ("prior", config.prior, config.cameras.group_size),
+            partial(build_prior, config.prior, config.cameras.group_size, self._device),
+        )
+        rewards = {
+            TRAIN_REWARD if name == "train" else name: self._load(reward, partial(build_reward, reward, self._device))
+            for name, reward in config.rewards.items()
+        }
+        path = config.evaluation.oracle
+        oracle = None if path is None else self._load(("oracle", path), partial(build_oracle, path))
+        cameras = build_cameras(config.cameras)
+        with torch.random.fork_rng():
+            torch.manual_seed(spec.seed)  # networks draw their first weights from the global generator
+            scene, background = build_scene(config.scene, spec.seed), build_background(config.background)
+        optimization = Optimization(
+            scene=scene.to(self._device),
+            background=background.to(self._device),
+            cameras=cameras,
+            distillation=build_distillation(config.distillation, prior, rewards[TRAIN_REWARD]).to(self._device),
+            prompt_encoder=PromptEncoder(
+                prior, negative_prompt=config.prompting.negative, view_dependent=config.prompting.view_dependent
+            ),
+            prompt=spec.prompt,
+            seed=spec.seed,
+        )
+        evaluator = Evaluator(spec.prompt, cameras, rewards, oracle, config.evaluation, output, self._device)
+        run = PsdRun(optimization, evaluator, config)
+        if resume_from is not None:
+            run.load(resume_from)
+        return run
+
+    def _load(self, key: Hashable, make: Callable[[], T]) -> T:
+        if key not in self._loaded:
+            self._loaded[key] = make()
+        return cast(T, self._loaded[key])
+
+
+class PsdRun:
+    """One optimisation, in chunks that end at fixed steps, so that a resumed run logs the same rows."""
+
+    def __init__(self, optimization: Optimization, evaluator: Evaluator, config: ExperimentConfig) -> None:
+        self._optimization = optimization
+        self._evaluator = evaluator
+        self._num_steps = config.optimization.num_steps
+        self._log_every = config.optimization.log_every
+        self._evaluate_every = config.evaluation.every
+        self._seconds = 0.0  # of optimisation alone
+        self._unet_calls = 0
+
+    def advance(self) -> Progress:
+        metrics = self._optimize_chunk()
+        step = self._optimization.next_step
+        done = step == self._num_steps
+        files: Mapping[str, Path] = {}
+        if done or step % self._evaluate_every == 0:
+            scores, files = self._evaluator(self._optimization, final=done)
+            metrics |= scores
+        if done:
+            metrics["seconds"] = self._seconds
+        return Progress(step=step, num_steps=self._num_steps, metrics=metrics, files=files, done=done)
+
+    def save(self, directory: Path) -> None:
+        state = {
+            "optimization": self._optimization.state_dict(),
+            "seconds": self._seconds,
+            "unet_calls": self._unet_calls,
+        }
+        torch.save(state, directory / "state.pt")
+
+    def load(self, directory: Path) -> None:
+        state = torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
+        self._optimization.load_state_dict(state["optimization"])
+        self._seconds, self._unet_calls = state["seconds"], state["unet_calls"]
+
+    def close(self) -> None:
+        pass
+
+    def _optimize_chunk(self) -> dict[str, float]:
+        """The terms' means over the chunk, as ``train/NAME``."""
+        started_s = time.perf_counter()
+        first = self._optimization.next_step
+        last = min(first - first % self._log_every + self._log_every, self._num_steps)
+        terms: dict[str, list[float]] = defaultdict(list)
+        for _ in range(first, last):
+            report = self._optimization.step()
+            self._unet_calls += report.unet_calls
+            for name, value in report.terms.items():
+                terms[name].append(value)
+        self._seconds += time.perf_counter() - started_s
+        means = {f"train/{name}": sum(values) / len(values) for name, values in terms.items()}
+        return means | {"train/unet_calls": float(self._unet_calls)}
