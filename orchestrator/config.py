@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +13,15 @@ from orchestrator import durable
 from orchestrator.errors import UserError
 from orchestrator.experiment_config.experiment import ExperimentConfig, experiment
 from orchestrator.schema import ConfigError, Count, WholeNumber, did_you_mean, join, parse, unknown_key
-from orchestrator.search_space import Domain, flatten, parse_domain
+from orchestrator.search_space import CategoricalDomain, Domain, flatten, parse_domain
+from orchestrator.settings import difference, leaves, merge, nest, plain_mapping
 from orchestrator.study import Suggestion
 from orchestrator.trial import RunSpec, Scalar, TrialSpec
 
 CONF = Path(__file__).parent / "conf"
 EXPERIMENT_KEYS = tuple(item.name for item in fields(ExperimentConfig))
+VARIANT = "variant"  # the one parameter of a trial in a sweep of named variants
+DEFAULT_TRIALS = 12
 # What may change between two starts of one sweep; everything else defines it.
 CHANGEABLE = ("trials", "workers", "tracking", "storage", "output", "checkpoint_every")
 
@@ -37,6 +39,12 @@ class SearchConfig:
     startup_trials: WholeNumber = 6
     start: tuple[dict[str, Any], ...] = ()
     space: dict[str, Any] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("space", "start"):
+            if self.variants and getattr(self, key):
+                raise ConfigError("variants", f"cannot be combined with search.{key}: each variant is one trial")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +64,7 @@ class SweepConfig:
     search: SearchConfig = SearchConfig()
     prompts: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
-    trials: Count = 12
+    trials: Count | None = None
     workers: Count | None = None
     output: str
     storage: str | None = None
@@ -92,9 +100,23 @@ class Sweep:
         return experiment(self.experiment).metrics[self.config.objective.metric]
 
     @property
+    def sampler(self) -> Literal["tpe", "random", "qmc", "grid"]:
+        """What chooses the points; variants are taken in their order."""
+        return "grid" if self.config.search.variants else self.config.search.sampler
+
+    @property
     def is_asset(self) -> bool:
         """Whether it is one run and no search: what `psd run` makes."""
-        return not self.space and self.config.trials == len(self.config.prompts) == len(self.config.seeds) == 1
+        return not self.space and self.num_trials == len(self.config.prompts) == len(self.config.seeds) == 1
+
+    @property
+    def num_trials(self) -> int:
+        """How many there are to be, failed ones included."""
+        return self.config.trials or len(self.config.search.variants) or DEFAULT_TRIALS
+
+    def changes(self, params: Mapping[str, Scalar]) -> dict[str, Any]:
+        """What a trial changes in the experiment, as a tree."""
+        return nest(self.config.search.variants[str(params[VARIANT])] if self.config.search.variants else params)
 
     @property
     def storage_url(self) -> str:
@@ -102,7 +124,7 @@ class Sweep:
 
     def to_plain(self) -> dict[str, Any]:
         """The resolved sweep as a sweep file would say it."""
-        return _plain_mapping({**asdict(self.config), **self.experiment})
+        return plain_mapping({**asdict(self.config), **self.experiment})
 
     def definition(self) -> dict[str, Any]:
         """What makes two sweeps the same one."""
@@ -190,10 +212,11 @@ def compose(folder: Path, name: str, overrides: Sequence[str], source: str, *, t
 
 def resolve(sweep: Sweep, params: Mapping[str, Scalar]) -> dict[str, Any]:
     """The experiment with a trial's parameters applied, checked again as a whole."""
-    plain = copy.deepcopy(dict(sweep.experiment))
-    for key, value in params.items():
-        _assign(plain, key, value)
-    return _plain_mapping(asdict(experiment(plain)))
+    return _filled(merge(sweep.experiment, sweep.changes(params)))
+
+
+def _filled(plain: Mapping[str, Any]) -> dict[str, Any]:
+    return plain_mapping(asdict(experiment(plain)))
 
 
 def plan_trial(sweep: Sweep, suggestion: Suggestion) -> TrialSpec:
@@ -211,6 +234,23 @@ def plan_trial(sweep: Sweep, suggestion: Suggestion) -> TrialSpec:
         for seed in sweep.config.seeds
     )
     return TrialSpec(number=suggestion.number, params=suggestion.params, runs=runs)
+
+
+def experiments(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """What will be run, by the key under which a fault of it stands in the sweep file; searched values aside."""
+    variants = sweep.config.search.variants
+    named = {join("search.variants", name): resolve(sweep, {VARIANT: name}) for name in variants}
+    return named or {"": dict(sweep.experiment)}
+
+
+def as_asset_settings(sweep: Sweep, params: Mapping[str, Scalar]) -> dict[str, Any]:
+    """What `psd run` has to be told, by dotted key, to make one of a trial's runs."""
+    return difference(load_asset(sweep.config.prompts[0]).experiment, resolve(sweep, params))
+
+
+def own_settings(sweep: Sweep, params: Mapping[str, Scalar]) -> dict[str, Any]:
+    """What a trial changes in the sweep's experiment, by dotted key."""
+    return difference(sweep.experiment, resolve(sweep, params)) if sweep.config.search.variants else dict(params)
 
 
 def claim_output(sweep: Sweep) -> bool:
@@ -259,8 +299,8 @@ def _difference(sweep: Sweep) -> str | None:
     """In what this sweep and the one in its output folder differ first."""
     file = sweep.output / "sweep.json"
     other = _read_record(file)
-    theirs = dict(_leaves({key: value for key, value in other.items() if key not in CHANGEABLE}))
-    ours = dict(_leaves(sweep.definition()))
+    theirs = dict(leaves({key: value for key, value in other.items() if key not in CHANGEABLE}))
+    ours = dict(leaves(sweep.definition()))
     for key in [*ours, *theirs]:
         if ours.get(key) != theirs.get(key):
             return f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} here"
@@ -292,19 +332,46 @@ def _check(plain: dict[str, Any], source: str) -> Sweep:
             raise unknown_key(key, key, [*sweep_keys, *EXPERIMENT_KEYS])
     config = parse(SweepConfig, {key: value for key, value in plain.items() if key in sweep_keys})
     parsed = parse(ExperimentConfig, {key: value for key, value in plain.items() if key in EXPERIMENT_KEYS})
-    if config.objective.metric not in parsed.metrics:
-        allowed = ", ".join(parsed.metrics)
-        guess = did_you_mean(config.objective.metric, parsed.metrics)
-        raise ConfigError("objective.metric", f"must be one of {allowed}; got {config.objective.metric!r}{guess}")
-    filled = _plain_mapping(asdict(parsed))
-    space = _check_space(config.search.space, filled)
-    _check_start(config.search.start, space)
+    _check_metric(config.objective.metric, parsed)
+    filled = plain_mapping(asdict(parsed))
+    if config.search.variants:
+        _check_variants(config, filled)
+        space: dict[str, Domain] = {VARIANT: CategoricalDomain(choices=tuple(config.search.variants))}
+    else:
+        space = _check_space(config.search.space, filled)
+        _check_start(config.search.start, space)
     return Sweep(config=config, experiment=filled, space=space, source=source)
+
+
+def _check_metric(metric: str, parsed: ExperimentConfig) -> None:
+    if metric not in parsed.metrics:
+        allowed, guess = ", ".join(parsed.metrics), did_you_mean(metric, parsed.metrics)
+        raise ConfigError("objective.metric", f"must be one of {allowed}; got {metric!r}{guess}")
+
+
+def _check_variants(config: SweepConfig, filled: Mapping[str, Any]) -> None:
+    """Each variant must be an experiment of its own, with the sweep's metric, and mean all that it says."""
+    variants = config.search.variants
+    if config.trials is not None and config.trials > len(variants):
+        raise ConfigError("trials", f"must be <= {len(variants)}, the number of variants, or null; got {config.trials}")
+    for name, settings in variants.items():
+        try:
+            if not name.strip() or not name.isprintable() or len(name) > 60:
+                raise ConfigError("", "a variant's name must be 1 to 60 printable characters")
+            changes = nest(settings)
+            parsed = experiment(merge(filled, changes))
+            _check_metric(config.objective.metric, parsed)
+            known = dict(leaves(asdict(parsed)))
+            for key, _ in leaves(changes):
+                if not any(other == key or other.startswith(key + ".") for other in known):
+                    raise ConfigError(key, "belongs to another kind than the variant has; drop it or change the kind")
+        except ConfigError as error:
+            raise ConfigError(join("search.variants", name), str(error)) from None
 
 
 def _check_space(space: Mapping[str, Any], filled: dict[str, Any]) -> dict[str, Domain]:
     """The domains, each of whose ends must be a value that the experiment accepts at that key."""
-    settings = dict(_leaves(filled))
+    settings = dict(leaves(filled))
     domains: dict[str, Domain] = {}
     for name, node in flatten(space).items():
         key = join("search.space", name)
@@ -314,9 +381,7 @@ def _check_space(space: Mapping[str, Any], filled: dict[str, Any]) -> dict[str, 
         domains[name] = parse_domain(node, settings[name], key)
         for value in domains[name].ends():
             try:
-                plain = copy.deepcopy(filled)
-                _assign(plain, name, value)
-                experiment(plain)
+                experiment(merge(filled, nest({name: value})))
             except ConfigError as error:
                 raise ConfigError(key, f"{value!r} is not allowed there: {error}") from None
     return domains
@@ -332,31 +397,11 @@ def _check_start(points: Sequence[Mapping[str, Any]], space: Mapping[str, Domain
                 raise ConfigError(key, f"must lie in its domain ({space[name]}); got {value!r}")
 
 
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting by its dotted key."""
-    for name, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, join(prefix, name))
-        else:
-            yield join(prefix, name), value
-
-
 def _assign(node: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for name in parents:
         node = node[name]
     node[last] = value
-
-
-def _plain_mapping(value: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON's own types only: what YAML would give."""
-    return {str(key): _plain(item) for key, item in value.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return _plain_mapping(value)
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _forced(override: str) -> str:

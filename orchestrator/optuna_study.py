@@ -12,11 +12,11 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.search_space import CategoricalDomain, Domain, FloatDomain, IntDomain
+from orchestrator.search_space import CategoricalDomain, Domain, FloatDomain, IntDomain, grid
 from orchestrator.study import Suggestion, TrialRecord
 from orchestrator.trial import Scalar
 
@@ -44,7 +44,7 @@ class OptunaStudy:
         storage_url: str | None,
         space: Mapping[str, Domain],
         direction: Literal["maximize", "minimize"] = "maximize",
-        sampler: Literal["tpe", "random", "qmc"] = "tpe",
+        sampler: Literal["tpe", "random", "qmc", "grid"] = "tpe",
         seed: int = 0,
         startup_trials: int = 6,
         start: Sequence[Mapping[str, Scalar]] = (),
@@ -62,8 +62,8 @@ class OptunaStudy:
                 f"the study {name} exists and would {self._study.direction.name.lower()}; use another name"
             )
         num_trials = len(self._trials())
-        self._study.sampler = _sampler(sampler, _seed(seed, num_trials), startup_trials)
-        self._fail_half_asked()
+        self._study.sampler = _sampler(sampler, space, _seed(seed, num_trials), startup_trials)
+        self._finish_asking()
         if num_trials == 0:
             for point in start:
                 self._study.enqueue_trial(dict(point))
@@ -90,7 +90,7 @@ class OptunaStudy:
     def records(self) -> Sequence[TrialRecord]:
         return [_record(trial) for trial in self._trials() if trial.state != TrialState.WAITING]
 
-    def _trials(self) -> list[optuna.trial.FrozenTrial]:
+    def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
     def _annotate(self, number: int, attributes: Mapping[str, object]) -> None:
@@ -100,11 +100,13 @@ class OptunaStudy:
         for key, value in attributes.items():
             self._study._storage.set_trial_user_attr(trial._trial_id, key, value)
 
-    def _fail_half_asked(self) -> None:
+    def _finish_asking(self) -> None:
         """A driver that dies inside ``ask`` leaves a running trial without all of its parameters."""
-        for suggestion in self.running():
-            if suggestion.params.keys() != self._distributions.keys():
-                self.fail(suggestion.number, "the driver stopped before the trial had all of its parameters")
+        for trial in self._trials():
+            if trial.state == TrialState.RUNNING and trial.params.keys() != self._distributions.keys():
+                resumed = optuna.Trial(self._study, trial._trial_id)
+                for name, distribution in self._distributions.items():
+                    resumed._suggest(name, distribution)
 
 
 def read_records(*, name: str, storage_url: str) -> Sequence[TrialRecord]:
@@ -118,7 +120,7 @@ def read_records(*, name: str, storage_url: str) -> Sequence[TrialRecord]:
     return [_record(trial) for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
 
 
-def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
+def _record(trial: FrozenTrial) -> TrialRecord:
     return TrialRecord(
         number=trial.number,
         params=trial.params,
@@ -161,8 +163,35 @@ def _distribution(domain: Domain) -> BaseDistribution:
             return CategoricalDistribution(choices)
 
 
-def _sampler(kind: Literal["tpe", "random", "qmc"], seed: int, startup_trials: int) -> BaseSampler:
+class _GridSampler(BaseSampler):
+    """Trial n gets point n, so that a restart, or a second driver, goes on where the last one stopped.
+
+    Optuna's own draws points at random among those not yet visited, and ends the study from within ``tell``.
+    """
+
+    def __init__(self, points: Sequence[Mapping[str, Scalar]]) -> None:
+        self._points = points
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._points[trial.number % len(self._points)][param_name]
+
+
+def _sampler(
+    kind: Literal["tpe", "random", "qmc", "grid"], space: Mapping[str, Domain], seed: int, startup_trials: int
+) -> BaseSampler:
     match kind:
+        case "grid":
+            return _GridSampler(grid(space))
         case "tpe":
             # The constant liar keeps trials that run side by side from asking for the same point.
             return TPESampler(seed=seed, n_startup_trials=startup_trials, multivariate=True, constant_liar=True)

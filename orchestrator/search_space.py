@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +24,12 @@ class FloatDomain:
     def ends(self) -> tuple[Scalar, ...]:
         """The values to try first when asking whether the whole domain is allowed."""
         return (self.low, self.high)
+
+    def values(self) -> tuple[Scalar, ...] | None:
+        """All of them; None where they are infinitely many."""
+        if self.step is None:
+            return (self.low,) if self.low == self.high else None
+        return tuple(self.low + i * self.step for i in range(_num_steps(self.low, self.high, self.step) + 1))
 
     def __contains__(self, value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
@@ -45,6 +53,9 @@ class IntDomain:
     def ends(self) -> tuple[Scalar, ...]:
         return (self.low, self.high)
 
+    def values(self) -> tuple[Scalar, ...] | None:
+        return tuple(range(self.low, self.high + 1, self.step or 1))
+
     def __contains__(self, value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
 
@@ -63,6 +74,9 @@ class CategoricalDomain:
             raise ValueError(f"must list each value once; got {list(self.choices)}")
 
     def ends(self) -> tuple[Scalar, ...]:
+        return self.choices
+
+    def values(self) -> tuple[Scalar, ...] | None:
         return self.choices
 
     def __contains__(self, value: object) -> bool:
@@ -110,6 +124,23 @@ def flatten(space: Mapping[str, object], prefix: str = "") -> dict[str, object]:
             merged = {**earlier, **domain} if isinstance(earlier, Mapping) and isinstance(domain, Mapping) else domain
             flat[dotted] = merged
     return flat
+
+
+def grid(space: Mapping[str, Domain]) -> list[dict[str, Scalar]]:
+    """Every point of a space whose domains have finitely many values; the last key varies fastest.
+
+    Raises:
+        ValueError: a domain has infinitely many.
+    """
+    for name, domain in space.items():
+        if domain.values() is None:
+            raise ValueError(f"{name} has no finite list of values to make a grid of; give it a `step`, or list them")
+    values = [domain.values() or () for domain in space.values()]
+    return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
+
+
+def _num_steps(low: float, high: float, step: float) -> int:
+    return math.floor((high - low) / step + 1e-9)
 
 
 def _check_range(low: float, high: float, log: bool, step: float | None) -> None:

@@ -25,9 +25,9 @@ def status_command(output: Path) -> int:
     rows = trial_rows(records, maximize=settings.objective.direction == "maximize")
     done = sum(record.state == "complete" for record in records)
     failed = sum(record.state == "failed" for record in records)
-    state = "running" if is_held(output) else "finished" if done + failed >= settings.trials else "stopped"
+    state = "running" if is_held(output) else "finished" if done + failed >= sweep.num_trials else "stopped"
     console.print(
-        f"[bold]{settings.name}[/bold]: {state}, {done}/{settings.trials} trials, {failed} failed", highlight=False
+        f"[bold]{settings.name}[/bold]: {state}, {done}/{sweep.num_trials} trials, {failed} failed", highlight=False
     )
     if rows:
         console.print()

@@ -29,7 +29,7 @@ from orchestrator.objective import Objective
 from orchestrator.pool import Pool
 from orchestrator.psd_inputs import check_inputs
 from orchestrator.report.tables import as_overrides, best_row, best_yaml, terminal_table, trial_rows, trials_csv
-from orchestrator.schema import ConfigError
+from orchestrator.schema import ConfigError, join
 from orchestrator.study import Study, TrialRecord
 from orchestrator.tracking import NullTracker, Tracker
 from orchestrator.trial import RunSpec
@@ -63,29 +63,37 @@ def check(sweep: Sweep) -> None:
     Raises:
         UserError: with the file, the key, and what would be right.
     """
-    try:
-        check_inputs(experiment(sweep.experiment), sweep.config.prompts)
-    except ConfigError as error:
-        raise UserError(error.message, file=sweep.source, key=error.key) from None
+    for prefix, settings in config.experiments(sweep).items():
+        try:
+            check_inputs(experiment(settings), sweep.config.prompts)
+        except ConfigError as error:
+            raise UserError(error.message, file=sweep.source, key=join(prefix, error.key)) from None
     config.check_output(sweep)
 
 
 def print_plan(sweep: Sweep, console: Console) -> None:
     """The resolved configuration as YAML, and below it, as comments, what would run."""
     settings = sweep.config
-    trials, prompts, seeds = settings.trials, len(settings.prompts), len(settings.seeds)
+    trials, prompts, seeds = sweep.num_trials, len(settings.prompts), len(settings.seeds)
     num_steps = sweep.experiment["optimization"]["num_steps"]
     lines = [
         f"{_count(trials, 'trial')} x {_count(prompts * seeds, 'run')} "
         f"({_count(prompts, 'prompt')} x {_count(seeds, 'seed')}) of {num_steps} steps",
         f"{settings.objective.direction} the mean {settings.objective.metric} over a trial's runs",
-        *(f"search {name}: {domain}" for name, domain in sweep.space.items()),
+        *_plan_of_search(sweep),
         f"into {sweep.output}, study {sweep.storage_url}",
     ]
     text = yaml.safe_dump(sweep.to_plain(), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
     console.print(
         text + "".join(f"# {line}\n" for line in lines), markup=False, highlight=False, soft_wrap=True, end=""
     )
+
+
+def _plan_of_search(sweep: Sweep) -> list[str]:
+    if not sweep.config.search.variants:
+        return [f"search {name}: {domain}" for name, domain in sweep.space.items()]
+    settings = {name: config.own_settings(sweep, {config.VARIANT: name}) for name in sweep.config.search.variants}
+    return [f"variant {name}: {as_overrides(own) or 'as it stands above'}" for name, own in settings.items()]
 
 
 def _count(number: int, noun: str) -> str:
@@ -105,7 +113,7 @@ def run_sweep(sweep: Sweep, console: Console) -> int:
                 storage_url=sweep.storage_url,
                 space=sweep.space,
                 direction=sweep.config.objective.direction,
-                sampler=search.sampler,
+                sampler=sweep.sampler,
                 seed=search.seed,
                 startup_trials=search.startup_trials,
                 start=search.start,
@@ -115,8 +123,8 @@ def run_sweep(sweep: Sweep, console: Console) -> int:
         records = study.records()
         _greet(sweep, records if goes_on else [], console)
         done = True
-        if _num_settled(records) < sweep.config.trials:
-            done = _drive(sweep, study, console) or _num_settled(study.records()) >= sweep.config.trials
+        if _num_settled(records) < sweep.num_trials:
+            done = _drive(sweep, study, console) or _num_settled(study.records()) >= sweep.num_trials
         conclude(sweep, study.records(), console)
     if not done:
         console.print(
@@ -240,7 +248,7 @@ def _driver(
         runs=setup.runs,
         checkpoints=setup.checkpoints,
         failure_policy=FailurePolicy(),
-        budget=Budget(max_trials=sweep.config.trials),
+        budget=Budget(max_trials=sweep.num_trials),
         clock=clock,
         on_event=display.on_event,
     )
@@ -275,7 +283,7 @@ def _view(sweep: Sweep, records: Sequence[TrialRecord], clock: SystemClock) -> S
         name=settings.name,
         metric=settings.objective.metric,
         maximize=maximize,
-        num_trials=settings.trials,
+        num_trials=sweep.num_trials,
         runs_per_trial=len(settings.prompts) * len(settings.seeds),
         num_settled=_num_settled(records),
         best=(best.number, best.value, best.params) if best is not None and best.value is not None else None,
@@ -290,7 +298,7 @@ def _num_settled(records: Sequence[TrialRecord]) -> int:
 def _greet(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> None:
     settings = sweep.config
     runs = len(settings.prompts) * len(settings.seeds)
-    text = f"[bold]{settings.name}[/bold]: {_count(settings.trials, 'trial')} of {_count(runs, 'run')}"
+    text = f"[bold]{settings.name}[/bold]: {_count(sweep.num_trials, 'trial')} of {_count(runs, 'run')}"
     console.print(
         f"{text}, {settings.objective.direction} {settings.objective.metric}, into {sweep.output}", highlight=False
     )
@@ -309,12 +317,13 @@ def conclude(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> 
         console.print(terminal_table(rows, settings.objective.metric, other_metrics(sweep)))
     best = best_row(rows)
     if best is not None:
-        durable.write_text(
-            sweep.output / "best.yaml", best_yaml(best, sweep=settings.name, metric=settings.objective.metric)
-        )
+        own = config.own_settings(sweep, best.params)
+        text = best_yaml(best, own, sweep=settings.name, metric=settings.objective.metric)
+        durable.write_text(sweep.output / "best.yaml", text)
     lines = where_to_look(sweep)
     if best is not None and best.params:
-        lines.insert(0, ("try the best", f'{typed("psd")} run "{settings.prompts[0]}" {as_overrides(best.params)}'))
+        overrides = as_overrides(config.as_asset_settings(sweep, best.params))
+        lines.insert(0, ("try the best", f'{typed("psd")} run "{settings.prompts[0]}" {overrides}'))
     console.print()
     for name, text in lines:
         console.print(f"{name:<14}{text}", highlight=False, markup=False, soft_wrap=True)

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import re
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from rich.table import Table
 
 from orchestrator.study import TrialRecord
 from orchestrator.trial import Scalar
+
+_PLAIN_WORD = re.compile(r"[A-Za-z_./][\w./-]*")  # needs no quotes in an override
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +78,17 @@ def trials_csv(rows: Sequence[TrialRow]) -> str:
     return file.getvalue()
 
 
-def best_yaml(row: TrialRow, *, sweep: str, metric: str) -> str:
+def best_yaml(row: TrialRow, settings: Mapping[str, object], *, sweep: str, metric: str) -> str:
     """The settings of the best trial under their dotted keys, ready to be copied into a sweep file or a command."""
-    lines = [f"# Trial {row.number} of {sweep}: {metric} {format_value(row.value)}"]
-    lines += [f"{name}: {json.dumps(value)}" for name, value in row.params.items()]
-    return "\n".join(lines) + ("\n" if row.params else "\n{}\n")
+    named = "".join(f" ({value})" for name, value in row.params.items() if name not in settings)
+    lines = [f"# Trial {row.number}{named} of {sweep}: {metric} {format_value(row.value)}"]
+    lines += [f"{name}: {json.dumps(value)}" for name, value in settings.items()]
+    return "\n".join(lines) + ("\n" if settings else "\n{}\n")
 
 
-def as_overrides(params: Mapping[str, Scalar]) -> str:
+def as_overrides(settings: Mapping[str, object]) -> str:
     """The settings as a command line takes them."""
-    return " ".join(f"{name}={_shell(value)}" for name, value in params.items())
+    return " ".join(shlex.quote(f"{name}={_override(value)}") for name, value in settings.items())
 
 
 def format_params(params: Mapping[str, Scalar]) -> str:
@@ -128,10 +133,25 @@ def _row(record: TrialRecord) -> TrialRow:
     )
 
 
-def _shell(value: Scalar) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _override(value: object) -> str:
+    """A value in Hydra's grammar."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:.6g}"
+        case str():
+            return (
+                value if _PLAIN_WORD.fullmatch(value) else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+            )
+        case Mapping():
+            return "{" + ",".join(f"{name}:{_override(item)}" for name, item in value.items()) + "}"
+        case list() | tuple():
+            return "[" + ",".join(map(_override, value)) + "]"
+        case _:
+            return str(value)
 
 
 def _blank(value: float | None) -> float | str:

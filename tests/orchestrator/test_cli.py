@@ -273,7 +273,10 @@ def test_tables_have_the_best_first_and_the_spread_over_runs() -> None:
     table = list(csv.DictReader(trials_csv(rows).splitlines()))
     assert [row["trial"] for row in table] == ["0", "1", "2", "3"]
     assert table[3]["reason"] == "no, really"
-    assert yaml.safe_load(best_yaml(rows[0], sweep="s", metric="judge")) == {GUIDANCE: 2.5, "scene.scale": 1}
+    assert yaml.safe_load(best_yaml(rows[0], rows[0].params, sweep="s", metric="judge")) == {
+        GUIDANCE: 2.5,
+        "scene.scale": 1,
+    }
     assert format_params({"a.scale": 1, "b.scale": 2, "c.lr": 0.1}) == "a.scale 1, b.scale 2, lr 0.1"
 
 

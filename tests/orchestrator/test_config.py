@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment_config.distillation import PreferenceWeightingConfig, SingleWeightingConfig
 from orchestrator.experiment_config.experiment import experiment
 from orchestrator.experiment_config.schedules import LinearConfig
+from orchestrator.report.tables import as_overrides
 from orchestrator.search_space import CategoricalDomain, FloatDomain, IntDomain
 from orchestrator.study import Suggestion
 
@@ -43,7 +45,7 @@ def load(folder: Path, *overrides: str, **changes: Any) -> Sweep:
 def test_the_shipped_sweeps_are_valid_and_short(path: Path) -> None:
     sweep = config.load(path)
     assert sweep.config.name == path.stem
-    assert sweep.config.trials >= 12
+    assert sweep.num_trials >= 12
     assert len(path.read_text().splitlines()) <= 30
 
 
@@ -108,6 +110,79 @@ def test_a_trial_is_every_prompt_with_every_seed(tmp_path: Path) -> None:
     assert all(run.config["distillation"]["guidance_scale"] == 4.0 for run in trial.runs)
     assert sweep.experiment["distillation"]["guidance_scale"] == 7.5
     assert isinstance(experiment(trial.runs[0].config).distillation.weighting, PreferenceWeightingConfig)
+
+
+VARIANTS = {
+    "psd": {},
+    "mvdream": {"distillation.weighting.kind": "single"},
+    "sds": {"distillation": {"weighting.kind": "single", "residual": {"kind": "noise"}, "guidance_scale": 100}},
+    "annealed": {"distillation.guidance_scale": {"kind": "linear", "start": 9, "end": 2, "end_step": 50}},
+}
+
+
+def test_each_variant_is_one_trial_by_its_name(tmp_path: Path) -> None:
+    sweep = load(tmp_path, search={"variants": VARIANTS})
+    assert (sweep.num_trials, sweep.sampler) == (4, "grid")
+    assert sweep.space == {"variant": CategoricalDomain(choices=("psd", "mvdream", "sds", "annealed"))}
+    trials = [
+        config.plan_trial(sweep, Suggestion(number=i, params={"variant": name})) for i, name in enumerate(VARIANTS)
+    ]
+    psd, mvdream, sds, annealed = (experiment(trial.runs[0].config).distillation for trial in trials)
+    assert trials[2].params == {"variant": "sds"}
+    assert psd == experiment(sweep.experiment).distillation
+    assert (mvdream.weighting, mvdream.residual) == (SingleWeightingConfig(), psd.residual)
+    assert (sds.weighting.kind, sds.residual.kind, sds.guidance_scale) == ("single", "noise", 100.0)
+    assert annealed.guidance_scale == LinearConfig(start=9.0, end=2.0, end_step=50)
+    assert load(tmp_path, "trials=2", search={"variants": VARIANTS}).num_trials == 2
+
+
+def test_another_kind_starts_from_its_own_defaults(tmp_path: Path) -> None:
+    """What the sweep's experiment says of one kind must not leak into another that has a key of the same name."""
+    schedule = {"kind": "linear", "start": 9, "end": 2, "start_step": 5, "end_step": 50}
+    variants = {"cosine": {"distillation.guidance_scale": {"kind": "cosine", "start": 9, "end": 2, "end_step": 50}}}
+    sweep = load(tmp_path, distillation={"guidance_scale": schedule}, search={"variants": variants})
+    cosine = config.resolve(sweep, {"variant": "cosine"})["distillation"]["guidance_scale"]
+    assert cosine == {"kind": "cosine", "start": 9.0, "end": 2.0, "start_step": 0, "end_step": 50}
+
+
+def test_what_psd_run_is_told_gives_the_trials_experiment(tmp_path: Path) -> None:
+    changes = {"scene": {"smoothness": 0.5}, "prompting": {"negative": "it's [red], a: b"}}
+    sweep = load(tmp_path, search={"variants": VARIANTS}, **changes)
+    for name in VARIANTS:
+        settings = config.as_asset_settings(sweep, {"variant": name})
+        words = shlex.split(as_overrides(settings))
+        assert config.load_asset("a red cube", words).experiment == config.resolve(sweep, {"variant": name})
+
+
+@pytest.mark.parametrize(
+    ("search", "line"),
+    [
+        (
+            {"variants": {"a": {"distillation.wieghting": 1}}},
+            "variants.a: distillation.wieghting: unknown key; did you",
+        ),
+        ({"variants": {"a": {"distillation.weighting.kind": "singel"}}}, "a: distillation.weighting.kind: must be one"),
+        (
+            {"variants": {"a": {"distillation.weighting": {"kind": "single", "scale": 2}}}},
+            "variants.a: distillation.weighting.scale: belongs to another kind than the variant has",
+        ),
+        ({"variants": {"a": {"scene.resolution": 30.5}}}, "variants.a: scene.resolution: must be a whole number; got"),
+        ({"variants": {"a": 3}}, "search.variants.a: must be a mapping; got 3"),
+        ({"variants": {"": {}}}, "search.variants: a variant's name must be 1 to 60 printable characters"),
+        ({"variants": {"a": {"scene": 3, "scene.resolution": 30}}}, "a: scene: is given a value, so that scene.resol"),
+        ({"variants": {"a": {}}, "space": {GUIDANCE: [1]}}, "search.variants: cannot be combined with search.space"),
+        (
+            {"variants": {"a": {"rewards": {"judge": {"path": 3}}}}},
+            "variants.a: rewards.judge.path: must be text; got 3 (int)",
+        ),
+    ],
+)
+def test_a_mistake_in_a_variant_is_told(tmp_path: Path, search: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, search=search)
+    assert line in str(caught.value)
+    with pytest.raises(UserError, match="trials: must be <= 1, the number of variants, or null; got 2"):
+        load(tmp_path, "trials=2", search={"variants": {"a": {}}})
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [

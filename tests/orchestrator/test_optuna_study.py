@@ -84,12 +84,23 @@ def test_a_restart_adopts_what_was_running_and_asks_for_new_points(tmp_path: Pat
     assert len(points) == 6
 
 
-def test_a_trial_that_died_while_being_asked_for_is_failed(tmp_path: Path) -> None:
+def test_a_trial_that_died_while_being_asked_for_is_asked_to_the_end(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    OptunaStudy(name="s", storage_url=url, space={"scale": SPACE["scale"]}).ask()
-    study = _study(url)
-    assert study.running() == []
-    assert study.records()[0].state == "failed"
+    [scale] = OptunaStudy(name="s", storage_url=url, space={"scale": SPACE["scale"]}).ask().params.values()
+    [adopted] = _study(url).running()
+    assert adopted.params.keys() == SPACE.keys()
+    assert adopted.params["scale"] == scale
+
+
+def test_a_grid_is_walked_in_order_across_restarts(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    space = {"interval": SPACE["interval"], "kind": SPACE["kind"]}
+    asked = []
+    for _ in range(8):
+        asked.append(_study(url, space=space, sampler="grid").ask().params)
+    assert asked == [{"interval": interval, "kind": kind} for interval in (2, 4, 6, 8) for kind in ("a", "b")]
+    with pytest.raises(ValueError, match="scale has no finite list of values"):
+        _study(None, sampler="grid")
 
 
 def test_the_file_is_in_write_ahead_mode(tmp_path: Path) -> None:
