@@ -1,0 +1,25 @@
+"""The sweep file: composed by Hydra from `conf/` and the user's YAML, then checked whole before anything starts."""
+
+from orchestrator.config.composition import CONF
+from orchestrator.config.loading import load, load_asset, load_output
+from orchestrator.config.output import check_output, claim_output, holds
+from orchestrator.config.sweep import VARIANT, Sweep, SweepConfig
+from orchestrator.config.trials import as_asset_settings, experiments, own_settings, plan_trial, resolve
+
+__all__ = [
+    "CONF",
+    "VARIANT",
+    "Sweep",
+    "SweepConfig",
+    "as_asset_settings",
+    "check_output",
+    "claim_output",
+    "experiments",
+    "holds",
+    "load",
+    "load_asset",
+    "load_output",
+    "own_settings",
+    "plan_trial",
+    "resolve",
+]

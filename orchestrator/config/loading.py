@@ -1,0 +1,67 @@
+"""Where sweeps come from: a YAML file, a prompt on the command line, an output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.checking import checked
+from orchestrator.config.composition import CONF, compose, parse_overrides
+from orchestrator.config.output import read_record
+from orchestrator.config.sweep import CHANGEABLE, Sweep
+from orchestrator.errors import UserError
+from orchestrator.schema import did_you_mean
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """The sweep of a YAML file, with overrides in Hydra's syntax.
+
+    Raises:
+        UserError: with the file (or the command line), the key, and what would be right.
+    """
+    if not path.is_file():
+        near = did_you_mean(path.name, [item.name for item in path.parent.glob("*.yaml")])
+        raise UserError(f"no such file{near}", file=str(path))
+    if path.suffix != ".yaml":
+        raise UserError("a sweep file's name must end in .yaml", file=str(path))
+    plain = compose(path.parent, path.stem, overrides, str(path), title=path.stem)
+    return checked(plain, overrides, str(path))
+
+
+def load_asset(prompt: str, overrides: Sequence[str] = ()) -> Sweep:
+    """The sweep of one trial that `psd run` executes."""
+    source = "psd run"
+    slug = "-".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())[:60] or "asset"
+    plain = compose(CONF, "asset", overrides, source, title=slug)
+    if plain["prompts"] != "???":
+        raise UserError("is what stands after `psd run`; leave the override out", file="command line", key="prompts")
+    sweep = checked({**plain, "prompts": [prompt]}, overrides, source)
+    if not sweep.is_asset:
+        raise UserError(
+            "makes one object, with one seed and without a search", file=source, remedy="for more: psd sweep FILE"
+        )
+    return sweep
+
+
+def load_output(output: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """The sweep that an output folder holds, with changes to what may change."""
+    file = output / "sweep.json"
+    if not file.is_file():
+        raise UserError("holds no sweep (no sweep.json); give the folder that `psd sweep` wrote", file=str(output))
+    plain = read_record(file)
+    changes = parse_overrides(overrides)
+    for key, value in changes.items():
+        root = key.split(".")[0]
+        if root not in CHANGEABLE or root == "output":
+            allowed = ", ".join(name for name in CHANGEABLE if name != "output")
+            raise UserError(f"cannot change on resume; only {allowed} can", file="command line", key=key)
+        _assign(plain, key, value)
+    return checked({**plain, "output": str(output)}, overrides, str(file))
+
+
+def _assign(node: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for name in parents:
+        node = node[name]
+    node[last] = value

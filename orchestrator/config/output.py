@@ -1,0 +1,75 @@
+"""The output folder: which sweep it belongs to, in `sweep.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from orchestrator import durable
+from orchestrator.config.sweep import CHANGEABLE, Sweep
+from orchestrator.errors import UserError
+from orchestrator.settings import leaves
+
+
+def claim_output(sweep: Sweep) -> bool:
+    """Make the output folder this sweep's own, or find that it is already: then the sweep goes on where it stopped.
+
+    Raises:
+        UserError: the folder belongs to another sweep, or to something else.
+    """
+    file = sweep.output / "sweep.json"
+    record = {"fingerprint": sweep.fingerprint(), "sweep": sweep.to_plain()}
+    known = file.is_file()
+    if known:
+        check_output(sweep)
+    sweep.output.mkdir(parents=True, exist_ok=True)
+    durable.write_text(file, json.dumps(record, indent=2) + "\n")
+    return known
+
+
+def holds(sweep: Sweep) -> bool:
+    """Whether the output folder is this sweep's already."""
+    return (sweep.output / "sweep.json").is_file() and _difference(sweep) is None
+
+
+def check_output(sweep: Sweep) -> None:
+    """Raises:
+    UserError: the output folder is another sweep's, or something else's.
+    """
+    output = sweep.output
+    if output.exists() and not output.is_dir():
+        raise UserError(f"must be a folder; {output} is a file", file=sweep.source, key="output")
+    if not (output / "sweep.json").is_file():
+        if output.is_dir() and any(path.name != ".lock" for path in output.iterdir()):
+            raise UserError(f"{output} holds other files; choose another", file=sweep.source, key="output")
+        return
+    difference = _difference(sweep)
+    if difference is not None:
+        raise UserError(
+            f"{output} holds another sweep ({difference})",
+            file=sweep.source,
+            key="output",
+            remedy=f"choose another `name` or `output`, or continue that one: psd resume {output}",
+        )
+
+
+def _difference(sweep: Sweep) -> str | None:
+    """In what this sweep and the one in its output folder differ first."""
+    file = sweep.output / "sweep.json"
+    other = read_record(file)
+    theirs = dict(leaves({key: value for key, value in other.items() if key not in CHANGEABLE}))
+    ours = dict(leaves(sweep.definition()))
+    for key in [*ours, *theirs]:
+        if ours.get(key) != theirs.get(key):
+            return f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} here"
+    return None
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text())["sweep"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"is damaged ({error}); choose another output folder", file=str(file)) from None
+    assert isinstance(record, dict)
+    return record
