@@ -31,6 +31,7 @@ from psd.distillation.weightings import PreferenceWeighting, SingleWeighting, We
 from psd.optimization import Optimization
 from psd.phases import record_phases
 from psd.priors.base import NoiseSchedule, Prior
+from psd.priors.latent_diffusion import LatentDiffusionParts
 from psd.priors.multiview import MultiviewPrior
 from psd.prompts import PromptEncoder
 from psd.rewards.base import Reward
@@ -141,7 +142,7 @@ def random_models() -> tuple[Prior, Reward]:
         "patch_size": 4,
     }
     clip = CLIPConfig(text_config=text, vision_config=CLIPVisionConfig(**vision).to_dict(), projection_dim=64)
-    prior = MultiviewPrior(
+    parts = LatentDiffusionParts(
         unet=random_unet(),
         autoencoder=AutoencoderTiny(
             latent_channels=8,
@@ -156,7 +157,7 @@ def random_models() -> tuple[Prior, Reward]:
         prediction_type="v_prediction",
     )
     preprocessing = ClipPreprocessing(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    return prior, ClipPreferenceReward(CLIPModel(clip), tokenizer, preprocessing)
+    return MultiviewPrior(parts), ClipPreferenceReward(CLIPModel(clip), tokenizer, preprocessing)
 
 
 def random_unet() -> UNet2DConditionModel:

@@ -5,21 +5,38 @@ Loads no torch, so that a slip is told within a second, and before any worker st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.experiment_config.experiment import ExperimentConfig
+from orchestrator.published_weights import PublishedWeights, published
 from orchestrator.schema import ConfigError
 from psd import toybox
-from psd.checkpoint_files import check_folder, check_weights
+from psd.checkpoint_files import check_folder, check_weights, find_folder
+from psd.priors.diffusers_folder import check_prior_folder
 from psd.toybox import grammar
 
 TOYBOX = "toybox"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that an experiment names, and whether it can be used."""
+
+    key: str  # where the experiment names it
+    path: str  # as it is named there
+    folder: Path  # where that is on this machine
+    problem: str  # what is wrong with it; empty for nothing
+
+    @property
+    def published(self) -> PublishedWeights | None:
+        return published(self.path)
+
+
 def check_inputs(experiment: ExperimentConfig, prompts: Sequence[str]) -> None:
     """Raises:
-    ConfigError: a prompt outside the built-in grammar, a checkpoint that is missing or incomplete.
+    ConfigError: a prompt outside the built-in grammar, checkpoints that are missing, incomplete or of the wrong kind.
     """
     if _is_built_in(experiment.prior.path):
         for i, prompt in enumerate(prompts):
@@ -27,12 +44,21 @@ def check_inputs(experiment: ExperimentConfig, prompts: Sequence[str]) -> None:
                 grammar.parse(prompt)
             except ValueError as error:
                 raise ConfigError(f"prompts[{i}]", str(error)) from None
-    _check_prior(prior_folder(experiment.prior.path))
+    broken = [checkpoint for checkpoint in checkpoints(experiment) if checkpoint.problem]
+    if broken:
+        raise ConfigError(broken[0].key, _report(broken))
+
+
+def checkpoints(experiment: ExperimentConfig) -> Iterator[Checkpoint]:
+    """All checkpoints that an experiment names, each looked at."""
+    prior = experiment.prior
+    folder = prior_folder(prior.path)
+    yield _look_at("prior.path", prior.path, folder, lambda folder: check_prior_folder(folder, prior.kind))
     for name, reward in experiment.rewards.items():
-        _check_model(reward_folder(reward.path), f"rewards.{name}.path", "reward in transformers' layout")
-    if experiment.evaluation.oracle is not None:
-        folder = oracle_folder(experiment.evaluation.oracle)
-        _check_model(folder, "evaluation.oracle", "classifier of the built-in world")
+        yield _look_at(f"rewards.{name}.path", reward.path, reward_folder(reward.path), _check_reward)
+    oracle = experiment.evaluation.oracle
+    if oracle is not None:
+        yield _look_at("evaluation.oracle", oracle, oracle_folder(oracle), _check_oracle)
 
 
 def prior_folder(path: str) -> Path:
@@ -54,27 +80,39 @@ def _is_built_in(path: str) -> bool:
 
 def _folder(path: str, default: str) -> Path:
     if not _is_built_in(path):
-        return Path(path).expanduser()
+        return find_folder(path)
     shipped = Path(toybox.__file__).parent / "checkpoints"
     return shipped / (path.partition("/")[2] or default)
 
 
-def _check_prior(folder: Path) -> None:
+def _look_at(key: str, path: str, folder: Path, check: Callable[[Path], None]) -> Checkpoint:
     try:
-        check_folder(folder, kind="multi-view prior in diffusers' layout")
-        for part, weights in (
-            ("unet", "diffusion_pytorch_model.safetensors"),
-            ("vae", "diffusion_pytorch_model.safetensors"),
-            ("text_encoder", "model.safetensors"),
-        ):
-            check_weights(folder / part, weights)
+        check(folder)
     except ValueError as error:
-        raise ConfigError("prior.path", str(error)) from None
+        return Checkpoint(key=key, path=path, folder=folder, problem=str(error))
+    return Checkpoint(key=key, path=path, folder=folder, problem="")
 
 
-def _check_model(folder: Path, key: str, kind: str) -> None:
-    try:
-        check_folder(folder, kind=kind)
-        check_weights(folder, "model.safetensors")
-    except ValueError as error:
-        raise ConfigError(key, str(error)) from None
+def _check_reward(folder: Path) -> None:
+    check_folder(folder, kind="reward in transformers' layout")
+    check_weights(folder, "model.safetensors")
+
+
+def _check_oracle(folder: Path) -> None:
+    check_folder(folder, kind="classifier of the built-in world")
+    check_weights(folder, "model.safetensors")
+
+
+def _report(broken: Sequence[Checkpoint]) -> str:
+    """What is wrong with each, and how to get those that somebody has published."""
+    lines = [broken[0].problem, *(f"{checkpoint.key}: {checkpoint.problem}" for checkpoint in broken[1:])]
+    known = {entry.path: entry for checkpoint in broken if (entry := checkpoint.published) is not None}
+    for entry in known.values():
+        lines += ["", *how_to_get(entry)]
+    return "\n".join(lines)
+
+
+def how_to_get(entry: PublishedWeights) -> list[str]:
+    """A published checkpoint's id, size and mirrors, and the commands that fetch it."""
+    mirrors = f"; the same at {', '.join(entry.mirrors)}" if entry.mirrors else ""
+    return [f"{entry.title}: {entry.hub_id}, {entry.size_gb:g} GB{mirrors}", *(f"  {line}" for line in entry.commands)]

@@ -1,8 +1,13 @@
-"""Checkpoint folders of diffusers and transformers: what must be in them, and errors that say what is missing."""
+"""Checkpoint folders of diffusers and transformers: where they are, what must be in them, and errors that say what is
+missing.
+
+Loads no torch, so that a slip is told before anything starts.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +15,26 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 
 Model = TypeVar("Model")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def find_folder(path: str) -> Path:
+    """The local folder of a path, or of a model that the Hugging Face cache holds under this id.
+
+    Never asks the network. Where neither is there, the path as it is.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists() or not _HUB_ID.fullmatch(path):
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return folder
 
 
 def read_json(path: Path, *, kind: str) -> dict[str, Any]:
@@ -30,14 +55,34 @@ def read_json(path: Path, *, kind: str) -> dict[str, Any]:
 
 
 def check_folder(folder: Path, *, kind: str) -> None:
-    if not folder.is_dir():
-        raise ValueError(f"no {kind} at {folder}: the folder does not exist")
-
-
-def check_weights(folder: Path, filename: str) -> None:
-    """Only safetensors count as weights: a pickle could run any code."""
-    if (folder / filename).is_file() or (folder / f"{filename}.index.json").is_file():
+    if folder.is_dir():
         return
+    if folder.exists():
+        raise ValueError(f"no {kind} at {folder}: it is a file; `psd convert` makes folders of some published files")
+    cached = ", and the Hugging Face cache has no model of this id" if _HUB_ID.fullmatch(str(folder)) else ""
+    raise ValueError(f"no {kind} at {folder}: the folder does not exist{cached}")
+
+
+def check_weights(folder: Path, filename: str) -> str | None:
+    """The variant of the weights that is there: None for the plain one, ``fp16`` where only that was fetched.
+
+    Only safetensors count as weights: a pickle could run any code.
+
+    Raises:
+        ValueError: there are none, or a file of them is not whole.
+    """
+    stem = filename.removesuffix(".safetensors")
+    for variant, name in ((None, filename), ("fp16", f"{stem}.fp16.safetensors")):
+        if (folder / name).is_file():
+            _check_whole(folder / name)
+            return variant
+        index = folder / (f"{name}.index.json" if variant is None else f"{stem}.safetensors.index.fp16.json")
+        if index.is_file():
+            for shard in sorted(set(read_json(index, kind="index of weights").get("weight_map", {}).values())):
+                if not (folder / str(shard)).is_file():
+                    raise ValueError(f"{folder} has no whole weights: {shard} is missing; fetch it again")
+                _check_whole(folder / str(shard))
+            return variant
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     found = f" (there is {pickles[0]}, a pickle: save it again with safe_serialization=True)" if pickles else ""
     raise ValueError(f"{folder} has no weights: {filename} is missing{found}")
@@ -53,3 +98,23 @@ def load_model(load: Callable[[], tuple[Model, dict[str, Any]]], folder: Path) -
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"the weights in {folder} lack {len(missing)} of the model's parameters, such as {missing[0]}")
     return model
+
+
+def _check_whole(file: Path) -> None:
+    """A safetensors file says in its header how long it is; a download that broke off is shorter."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(len(_LFS_POINTER))
+        if start == _LFS_POINTER:
+            raise ValueError(f"{file} is a pointer of Git LFS, not the weights: run `git lfs pull` there")
+        header_size = int.from_bytes(start[:8], "little")
+        stream.seek(8)
+        expected = 8 + header_size
+        if size >= expected > 8:
+            try:
+                header = json.loads(stream.read(header_size))
+                expected += max((item["data_offsets"][1] for key, item in header.items() if key != "__metadata__"))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{file} is no safetensors file: {error}") from error
+    if size < expected or size <= 8:
+        raise ValueError(f"{file} is not whole: {size:,} of {expected:,} bytes; fetch it again")

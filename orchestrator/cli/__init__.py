@@ -59,6 +59,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from orchestrator.cli.status import status_command
 
             return status_command(arguments.output)
+        case "weights":
+            from orchestrator.cli.weights import weights_command
+
+            return weights_command(arguments.overrides)
         case _:
             from orchestrator.cli.doctor import doctor_command
 
@@ -100,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="how far a sweep is, and its best so far")
     status.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="for example outputs/cfg_scale")
+
+    weights = commands.add_parser("weights", help="which checkpoints an experiment needs, and how to get them")
+    _add_overrides(weights, "for example experiment=mvdream; without any: all experiments that ship with psd")
 
     commands.add_parser("doctor", help="check this machine: packages, devices, checkpoints, tracking")
     return parser

@@ -56,7 +56,8 @@ def settings(schema: type, prefix: str = "") -> dict[str, str]:
             for part in parts:
                 found |= settings(part, f"{key}.")
             if len(parts) > 1:
-                found[f"{key}.kind"] = f"`{field.default.kind}`"  # type: ignore[union-attr]
+                is_given = field.default is MISSING
+                found[f"{key}.kind"] = "required" if is_given else f"`{field.default.kind}`"  # type: ignore[union-attr]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,29 @@ WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_mo
            "text_encoder/model.safetensors")  # fmt: skip
 
 
+PRIOR = {
+    "model_index.json": {},
+    "unet/config.json": {
+        "_class_name": "UNet2DConditionModel",
+        "class_embed_type": "projection",
+        "projection_class_embeddings_input_dim": 16,
+        "cross_attention_dim": 512,
+    },
+    "vae/config.json": {"_class_name": "AutoencoderKL"},
+    "text_encoder/config.json": {"architectures": ["CLIPTextModel"]},
+    "scheduler/scheduler_config.json": {},
+    "tokenizer/tokenizer_config.json": {},
+    "tokenizer/tokenizer.json": {},
+}
+_HEADER = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+ONE_NUMBER = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(4)
+
+
+def _write(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+
+
 def _experiment(prior: str, reward: str, **changes: Any) -> ExperimentConfig:
     return experiment({"prior": {"kind": "multiview", "path": prior},
                        "rewards": {"train": {"kind": "clip_preference", "path": reward}}, **changes})  # fmt: skip
@@ -24,10 +48,11 @@ def _experiment(prior: str, reward: str, **changes: Any) -> ExperimentConfig:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """A prior and a reward whose files are all there, and empty."""
+    """A prior and a reward whose files are all there, with weights of one number each."""
+    for name, content in PRIOR.items():
+        _write(tmp_path / "prior" / name, json.dumps(content).encode())
     for name in [*(f"prior/{weights}" for weights in WEIGHTS), "reward/model.safetensors"]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+        _write(tmp_path / name, ONE_NUMBER)
     return tmp_path / "prior", tmp_path / "reward"
 
 

@@ -52,8 +52,10 @@ def save_prior(
     latent_channels: int = 4,
     autoencoder_channels: tuple[int, ...] = (8, 8),
     norm_groups: int = 8,
+    cameras: bool = True,
 ) -> Path:
-    """The f = 2^(len(autoencoder_channels) - 1) latent model of the built-in world, at any size."""
+    """The f = 2^(len(autoencoder_channels) - 1) latent model of the built-in world, at any size; or, without
+    cameras, one of Stable Diffusion's form."""
     torch.manual_seed(0)
     depth = len(channels)
     unet = UNet2DConditionModel(
@@ -68,8 +70,8 @@ def save_prior(
         attention_head_dim=2,
         norm_num_groups=norm_groups,
         use_linear_projection=True,
-        class_embed_type="projection",
-        projection_class_embeddings_input_dim=16,
+        class_embed_type="projection" if cameras else None,
+        projection_class_embeddings_input_dim=16 if cameras else None,
     )
     blocks = {"latent_channels": latent_channels, "scaling_factor": 0.7}
     if autoencoder == "AutoencoderTiny":

@@ -18,6 +18,7 @@ from psd.cameras import Cameras, CameraSampler
 from psd.priors.base import NoiseSchedule, Prior
 from psd.priors.gaussian import GaussianPrior
 from psd.priors.multiview import MultiviewPrior
+from psd.priors.stable_diffusion import StableDiffusionPrior
 from tests.psd.checkpoints import save_prior
 
 
@@ -36,6 +37,11 @@ def kl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_prior(tmp_path_factory.mktemp("prior"), autoencoder="AutoencoderKL")
 
 
+@pytest.fixture(scope="module")
+def single_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_prior(tmp_path_factory.mktemp("prior"), cameras=False)
+
+
 @pytest.fixture
 def broken(folder: Path, tmp_path: Path) -> Path:
     """A copy to damage."""
@@ -43,10 +49,12 @@ def broken(folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "prior"
 
 
-@pytest.fixture(params=["gaussian", "folder", "v_folder", "kl_folder"])
+@pytest.fixture(params=["gaussian", "folder", "v_folder", "kl_folder", "single_folder"])
 def prior(request: pytest.FixtureRequest) -> Prior:
     if request.param == "gaussian":
         return GaussianPrior(image_size=16, group_size=4)
+    if request.param == "single_folder":
+        return StableDiffusionPrior.from_pretrained(request.getfixturevalue(request.param))
     return MultiviewPrior.from_pretrained(request.getfixturevalue(request.param))
 
 
@@ -254,7 +262,7 @@ class TestBrokenFolders:
     def test_truncated_weights(self, broken: Path) -> None:
         weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])
-        with pytest.raises(ValueError, match="unet cannot be read"):
+        with pytest.raises(ValueError, match=r"safetensors is not whole: 1,000 of [\d,]+ bytes; fetch it again"):
             MultiviewPrior.from_pretrained(broken)
 
     def test_weights_of_a_smaller_model(self, broken: Path) -> None:
