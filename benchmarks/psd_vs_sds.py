@@ -43,8 +43,8 @@ from orchestrator.errors import UserError
 from orchestrator.experiment_config.experiment import ExperimentConfig, experiment
 from orchestrator.objective import Objective
 from orchestrator.psd_inputs import check_inputs, oracle_folder, prior_folder, reward_folder
-from orchestrator.run_folder import RunFolder
-from orchestrator.trial import RunSpec
+from orchestrator.run_folder import RunFolder, begin_sitting
+from orchestrator.trial import Lease, RunSpec
 from psd.toybox import grammar
 
 SINGLE = {"distillation.weighting.kind": "single"}
@@ -306,14 +306,14 @@ def _num_done(runs: Sequence[Planned], out: Path) -> int:
 
 def _execute(spec: RunSpec, folder: RunFolder, objective: Objective, origin: Origin) -> dict[str, float]:
     """The final metrics, with what a step costs: the last chunk, in which the evaluation is, does not count."""
-    folder.drop_metrics_after(-1)
+    claim = folder.claim(Lease(spec=spec, sitting=begin_sitting(folder.path)))
     run = objective.start(spec, folder.path, None)
     wall_s = cpu_s = 0.0
     num_timed = 0
     while True:
         started = time.perf_counter(), time.process_time()
         progress = run.advance()
-        folder.append_metrics(progress.step, progress.metrics)
+        claim.append_metrics(progress.step, progress.metrics)
         if progress.done:
             break
         wall_s += time.perf_counter() - started[0]
@@ -323,7 +323,8 @@ def _execute(spec: RunSpec, folder: RunFolder, objective: Objective, origin: Ori
     cost = {WALL_S: wall_s / num_timed, CPU_S: cpu_s / num_timed} if num_timed else {WALL_S: math.nan, CPU_S: math.nan}
     metrics = {**progress.metrics, **cost}
     write_origin(folder.path, origin)
-    folder.write_result(progress.step, metrics)
+    claim.write_result(progress.step, metrics)
+    claim.close()
     return metrics
 
 

@@ -2,23 +2,29 @@
 
 Everything that must survive the driver is elsewhere: what was asked and told in the study, what was computed in the
 runs' folders. A driver that starts again adopts the study's running trials and their runs' checkpoints and results.
+
+Workers wait for nobody's disk: a worker that becomes idle is given the next run before the study hears of the last one,
+and the next trial is asked for shortly before a worker is expected to need it. Between two looks at the workers there
+is at most one operation on the study.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
+import random
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.budget import Budget
-from orchestrator.checkpoints import CheckpointStore
+from orchestrator.checkpoints import CheckpointStore, step_of
 from orchestrator.clock import Clock
-from orchestrator.errors import SweepAbortedError
-from orchestrator.failure import FailurePolicy
+from orchestrator.errors import StudyUnavailableError, SweepAbortedError
+from orchestrator.failure import FailurePolicy, describe
 from orchestrator.pool import Pool
-from orchestrator.run_folder import RunFolder
+from orchestrator.run_folder import RunFolder, begin_sitting
 from orchestrator.study import Study, Suggestion
 from orchestrator.trial import (
     Event,
@@ -32,6 +38,11 @@ from orchestrator.trial import (
     TrialSpec,
 )
 
+# How long before a worker is expected to become idle the next trial is asked for: the later, the more the study knows.
+_ASK_AHEAD_S = 2.0
+# An idle worker is kept for a run that may be tried again so soon, rather than given a new trial.
+_RESERVE_S = 5.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialStarted:
@@ -40,7 +51,7 @@ class TrialStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class RunLeased:
-    """A run went to a worker; an attempt above 0 follows a lost worker."""
+    """A run went to a worker; an attempt above 0 follows a failure, a move or a stop."""
 
     lease: Lease
 
@@ -57,15 +68,42 @@ class TrialFailed:
     reason: str
 
 
-SweepEvent = Event | TrialStarted | RunLeased | TrialCompleted | TrialFailed
+@dataclass(frozen=True, kw_only=True)
+class NodeQuarantined:
+    """A node on which run after run failed gets no more of them in this sitting."""
+
+    node: str
+    num_failures: int
+    reason: str  # of the last failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageUnavailable:
+    """The study or the checkpoints do not answer; the runs under way go on, and it is tried again."""
+
+    reason: str
+    retry_in_s: float
+
+
+SweepEvent = Event | TrialStarted | RunLeased | TrialCompleted | TrialFailed | NodeQuarantined | StorageUnavailable
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Waiting:
+    """A run that is to be leased."""
+
+    run: RunSpec
+    attempt: int = 0
+    ready_s: float = -math.inf
+    is_new: bool = False  # of a trial of this sitting, never leased: there is no checkpoint to look for
 
 
 @dataclass
 class _Trial:
     spec: TrialSpec
-    waiting: deque[Lease] = field(default_factory=deque)
     leased: dict[str, Lease] = field(default_factory=dict)  # by run id: the current lease of each
     results: dict[str, Mapping[str, float]] = field(default_factory=dict)  # final metrics by run id
+    failures: dict[str, tuple[int, int]] = field(default_factory=dict)  # by run id: how many in a row, from which step
 
 
 class SweepDriver:
@@ -77,6 +115,8 @@ class SweepDriver:
         metric: the final metric of a run that the study is told, as the mean over the trial's runs.
         runs: the folder that holds a folder for each run; the workers' ``WorkerSetup.runs``.
         on_event: told of everything that counts, in order; never of events of a lease that is no longer current.
+        draw: uniform in [0, 1), for the jitter of waits.
+        keeps_checkpoints: whether those of finished runs stay.
     """
 
     def __init__(
@@ -92,6 +132,8 @@ class SweepDriver:
         budget: Budget,
         clock: Clock,
         on_event: Callable[[SweepEvent], None],
+        draw: Callable[[], float] = random.random,
+        keeps_checkpoints: bool = True,
     ) -> None:
         self._study = study
         self._pool = pool
@@ -103,25 +145,41 @@ class SweepDriver:
         self._budget = budget
         self._clock = clock
         self._on_event = on_event
+        self._draw = draw
+        self._keeps_checkpoints = keeps_checkpoints
 
+        self._sitting = begin_sitting(runs)
         self._trials: dict[int, _Trial] = {}  # those underway, oldest first
+        self._waiting: deque[_Waiting] = deque()
+        self._leased_at_s: dict[str, float] = {}  # by run id, oldest first
+        self._num_workers = 0  # that were at work at once
+        self._mean_run_s: float | None = None
+        self._to_tell: deque[Callable[[], None]] = deque()  # operations on the study that workers need not wait for
         self._to_adopt = deque(study.running())
         records = study.records()
         self._num_asked = len(records)
         self._num_succeeded = sum(record.state not in ("running", "failed") for record in records)
         self._reasons: list[str] = []
+        self._losses: list[Failure] = []  # in a row, with no word from any run in between
+        self._node_failures_s: defaultdict[str, list[float]] = defaultdict(list)
+        self._avoided: set[str] = set()
+        self._num_outages, self._outage_until_s = 0, -math.inf
         self._started_s = clock.now_s
 
     def step(self, timeout_s: float = 0.5) -> bool:
         """Fill the idle workers, wait up to ``timeout_s`` for events, and act on them. False when all is done.
 
         Raises:
-            SweepAbortedError: every trial fails; more of the same would only burn time. ``stop`` ends what is underway.
+            SweepAbortedError: every trial or every worker fails; more of the same would only burn time. ``stop`` ends
+                what is underway.
         """
-        self._fill()
-        if not self._trials and self._pool.num_idle > 0:
+        self._hand_over()
+        has_asked_or_told = self._consult_study()
+        if has_asked_or_told:
+            self._hand_over()
+        elif self._is_done():
             return False
-        for event in self._pool.poll(timeout_s):
+        for event in self._pool.poll(0.0 if has_asked_or_told else timeout_s):
             self._handle(event)
         return True
 
@@ -133,64 +191,128 @@ class SweepDriver:
         for lease in self._leases():
             self._pool.cancel(lease)
         deadline_s = self._clock.now_s + timeout_s
-        while self._leases():
-            left_s = deadline_s - self._clock.now_s
-            if left_s <= 0:
-                return False
-            for event in self._pool.poll(min(left_s, 0.5)):
+        while self._leases() and self._clock.now_s < deadline_s:
+            for event in self._pool.poll(min(deadline_s - self._clock.now_s, 0.5)):
                 self._handle(event)
-        return True
+        while self._to_tell and self._tell_next():
+            pass
+        return not self._leases()
 
     def _leases(self) -> list[Lease]:
         return [lease for trial in self._trials.values() for lease in trial.leased.values()]
 
+    def _is_done(self) -> bool:
+        return not (self._trials or self._to_tell or self._may_start_trial())
+
     # Fill
 
-    def _fill(self) -> None:
-        while self._pool.num_idle > 0:
-            trial = self._oldest_waiting()
-            if trial is not None:
-                lease = trial.waiting.popleft()
-                trial.leased[lease.spec.run_id] = lease
-                self._pool.submit(lease)
-                self._on_event(RunLeased(lease=lease))
-            elif not self._start_trial():
-                return
+    def _hand_over(self) -> None:
+        """Give the runs that wait, and whose wait is over, to the idle workers."""
+        held_back: list[_Waiting] = []
+        while self._waiting and self._pool.num_idle > 0:
+            waiting = self._waiting.popleft()
+            lease = self._lease(waiting) if waiting.ready_s <= self._clock.now_s else waiting
+            if isinstance(lease, _Waiting):
+                held_back.append(lease)
+                continue
+            trial = self._trials[waiting.run.trial]
+            trial.leased[waiting.run.run_id] = lease
+            self._leased_at_s[waiting.run.run_id] = self._clock.now_s
+            self._num_workers = max(self._num_workers, len(self._leased_at_s))
+            self._pool.submit(lease)
+            self._on_event(RunLeased(lease=lease))
+        self._waiting.extendleft(reversed(held_back))
 
-    def _oldest_waiting(self) -> _Trial | None:
-        return next((trial for trial in self._trials.values() if trial.waiting), None)
+    def _lease(self, waiting: _Waiting) -> Lease | _Waiting:
+        """The lease, or a longer wait where the checkpoints' storage does not answer."""
+        try:
+            resume_from = None if waiting.is_new else self._checkpoints.latest(waiting.run.run_id)
+        except OSError as error:
+            wait_s = self._failure_policy.wait_s(3, self._draw())
+            self._on_event(StorageUnavailable(reason=str(error), retry_in_s=wait_s))
+            return replace(waiting, ready_s=self._clock.now_s + wait_s)
+        return Lease(spec=waiting.run, sitting=self._sitting, attempt=waiting.attempt, resume_from=resume_from)
 
-    def _start_trial(self) -> bool:
-        """Begin an adopted trial or a new one, or fail it where it cannot be planned. False: the budget is spent."""
+    def _consult_study(self) -> bool:
+        """One operation on the study, if there is one to do and the study answers."""
+        if self._clock.now_s < self._outage_until_s:
+            return False
+        if self._to_tell:
+            return self._tell_next()
+        return self._wants_trial() and self._attempt(self._start_trial)
+
+    def _tell_next(self) -> bool:
+        tell = self._to_tell.popleft()
+        if self._attempt(tell):
+            return True
+        self._to_tell.appendleft(tell)
+        return False
+
+    def _attempt(self, operation: Callable[[], None]) -> bool:
+        """Whether the study answered; if not, it is left alone for a while."""
+        try:
+            operation()
+        except StudyUnavailableError as error:
+            self._num_outages += 1
+            wait_s = self._failure_policy.wait_s(self._num_outages, self._draw())
+            self._outage_until_s = self._clock.now_s + wait_s
+            self._on_event(StorageUnavailable(reason=str(error), retry_in_s=wait_s))
+            return False
+        self._num_outages = 0
+        return True
+
+    def _may_start_trial(self) -> bool:
         elapsed_s = self._clock.now_s - self._started_s
-        if self._to_adopt:
-            suggestion = self._to_adopt.popleft()
-        elif self._budget.allows_another(num_trials=self._num_asked, elapsed_s=elapsed_s):
+        return bool(self._to_adopt) or self._budget.allows_another(num_trials=self._num_asked, elapsed_s=elapsed_s)
+
+    def _wants_trial(self) -> bool:
+        """Whether a worker is idle, or soon will be, with no run that waits for it."""
+        if not self._may_start_trial():
+            return False
+        soon_s = self._clock.now_s + _RESERVE_S
+        num_waiting = sum(waiting.ready_s <= soon_s for waiting in self._waiting)
+        return num_waiting < self._pool.num_idle + self._num_ending_soon()
+
+    def _num_ending_soon(self) -> int:
+        """How many runs are about as old as runs get."""
+        if self._mean_run_s is None:
+            return 0
+        began_before_s = self._clock.now_s - self._mean_run_s + _ASK_AHEAD_S
+        num_ending = 0
+        for leased_at_s in self._leased_at_s.values():
+            if leased_at_s > began_before_s:
+                break
+            num_ending += 1
+        return num_ending
+
+    def _start_trial(self) -> None:
+        """Begin an adopted trial or a new one, or fail it where it cannot be planned."""
+        is_new = not self._to_adopt
+        if is_new:
             suggestion = self._study.ask()
             self._num_asked += 1
         else:
-            return False
+            suggestion = self._to_adopt.popleft()
         try:
             spec = self._planner(suggestion)
         except ValueError as error:
             self._tell_failed(suggestion.number, str(error))
         else:
-            self._begin(spec)
-        return True
+            self._begin(spec, is_new=is_new)
 
-    def _begin(self, spec: TrialSpec) -> None:
+    def _begin(self, spec: TrialSpec, *, is_new: bool) -> None:
         """Enter a trial; what an earlier driver had computed of it is taken over."""
         trial = self._trials[spec.number] = _Trial(spec)
         self._on_event(TrialStarted(trial=spec))
         finished = []
         for run in spec.runs:
-            lease = Lease(spec=run, resume_from=self._checkpoints.latest(run.run_id))
-            result = RunFolder(self._runs, run.run_id).result()
+            folder = RunFolder(self._runs, run.run_id)
+            result = None if is_new or not folder.describes(run) else folder.result()
             if result is None:
-                trial.waiting.append(lease)
+                self._waiting.append(_Waiting(run=run, is_new=is_new))
             else:
-                trial.leased[run.run_id] = lease
-                finished.append(RunFinished(lease=lease, metrics=result))
+                trial.leased[run.run_id] = Lease(spec=run, sitting=self._sitting)
+                finished.append(RunFinished(lease=trial.leased[run.run_id], metrics=result))
         for event in finished:
             self._handle(event)
 
@@ -206,24 +328,61 @@ class SweepDriver:
         self._on_event(event)
         match event:
             case RunProgressed(metrics=metrics):
+                self._losses.clear()
                 if not math.isfinite(metrics.get(self._metric, 0.0)):
                     self._fail(trial, f"{spec.run_id}: {self._metric} is {metrics[self._metric]} at step {event.step}")
             case RunFinished(metrics=metrics):
+                self._losses.clear()
+                self._note_duration(spec.run_id)
                 self._record_result(trial, spec, metrics)
             case RunStopped():
-                trial.waiting.append(self._lease_again(event.lease, attempt=event.lease.attempt))
+                self._leased_at_s.pop(spec.run_id, None)
+                self._waiting.append(_Waiting(run=spec, attempt=event.lease.attempt + 1))
             case RunFailed(failure=failure):
+                self._leased_at_s.pop(spec.run_id, None)
                 self._handle_failure(trial, event.lease, failure)
 
-    def _handle_failure(self, trial: _Trial, lease: Lease, failure: Failure) -> None:
-        if self._failure_policy.retries(lease.attempt, failure):
-            trial.waiting.appendleft(self._lease_again(lease, attempt=lease.attempt + 1))
-        else:
-            tried = f" (attempt {lease.attempt + 1})" if lease.attempt else ""
-            self._fail(trial, f"{lease.spec.run_id}: {failure.message}{tried}")
+    def _note_duration(self, run_id: str) -> None:
+        leased_at_s = self._leased_at_s.pop(run_id, None)
+        if leased_at_s is not None:
+            took_s = self._clock.now_s - leased_at_s
+            self._mean_run_s = took_s if self._mean_run_s is None else 0.8 * self._mean_run_s + 0.2 * took_s
 
-    def _lease_again(self, lease: Lease, *, attempt: int) -> Lease:
-        return Lease(spec=lease.spec, attempt=attempt, resume_from=self._checkpoints.latest(lease.spec.run_id))
+    def _handle_failure(self, trial: _Trial, lease: Lease, failure: Failure) -> None:
+        run_id = lease.spec.run_id
+        from_step = 0 if lease.resume_from is None else step_of(lease.resume_from)
+        num_in_a_row, last_step = trial.failures.get(run_id, (0, from_step))
+        num_in_a_row = num_in_a_row + 1 if from_step <= last_step else 1
+        trial.failures[run_id] = num_in_a_row, from_step
+        wait_s = self._failure_policy.retry_after_s(failure, num_in_a_row=num_in_a_row, draw=self._draw())
+        if wait_s is None:
+            tried = f" (attempt {lease.attempt + 1})" if lease.attempt else ""
+            self._fail(trial, f"{run_id}: {failure.message}{tried}")
+        else:
+            ready_s = self._clock.now_s + wait_s
+            self._waiting.appendleft(_Waiting(run=lease.spec, attempt=lease.attempt + 1, ready_s=ready_s))
+        self._suspect_node(failure)
+        self._suspect_all(failure)
+
+    def _suspect_node(self, failure: Failure) -> None:
+        if not self._failure_policy.suspects(failure) or failure.node in self._avoided:
+            return
+        failures_s = self._node_failures_s[failure.node]
+        failures_s.append(self._clock.now_s)
+        if self._failure_policy.quarantines(failures_s, self._clock.now_s) and self._pool.avoid(failure.node):
+            self._avoided.add(failure.node)
+            self._on_event(NodeQuarantined(node=failure.node, num_failures=len(failures_s), reason=failure.message))
+
+    def _suspect_all(self, failure: Failure) -> None:
+        """Raises:
+        SweepAbortedError: everybody fails.
+        """
+        self._losses.append(failure)
+        if self._failure_policy.breaks_circuit(self._losses, num_workers=self._num_workers):
+            raise SweepAbortedError(
+                f"the last {len(self._losses)} attempts at runs were lost, and none has reported anything in between: "
+                f"{describe(self._losses)}"
+            )
 
     def _record_result(self, trial: _Trial, run: RunSpec, metrics: Mapping[str, float]) -> None:
         if self._metric not in metrics:
@@ -238,30 +397,47 @@ class SweepDriver:
 
     def _complete(self, trial: _Trial) -> None:
         del self._trials[trial.spec.number]
-        results = [trial.results[run.run_id] for run in trial.spec.runs]
+        number, run_ids = trial.spec.number, [run.run_id for run in trial.spec.runs]
+        results = [trial.results[run_id] for run_id in run_ids]
         value = _mean([result[self._metric] for result in results])
         common = sorted(set.intersection(*(set(result) for result in results)))
         means = {name: _mean([result[name] for result in results]) for name in common}
         attributes = {
             "metrics": {name: mean for name, mean in means.items() if math.isfinite(mean)},
-            "runs": {run.run_id: result[self._metric] for run, result in zip(trial.spec.runs, results, strict=True)},
+            "runs": {run_id: result[self._metric] for run_id, result in zip(run_ids, results, strict=True)},
         }
-        self._study.complete(trial.spec.number, value, attributes)
-        self._num_succeeded += 1
-        self._on_event(TrialCompleted(number=trial.spec.number, value=value))
+
+        def tell() -> None:
+            self._study.complete(number, value, attributes)
+            self._num_succeeded += 1
+            self._on_event(TrialCompleted(number=number, value=value))
+            self._tidy(run_ids)
+
+        self._to_tell.append(tell)
+
+    def _tidy(self, run_ids: list[str]) -> None:
+        for run_id in [] if self._keeps_checkpoints else run_ids:
+            with suppress(OSError):  # what stays costs space and nothing else
+                self._checkpoints.remove(run_id)
 
     def _fail(self, trial: _Trial, reason: str) -> None:
         del self._trials[trial.spec.number]
+        self._waiting = deque(waiting for waiting in self._waiting if waiting.run.trial != trial.spec.number)
         for lease in trial.leased.values():
+            self._leased_at_s.pop(lease.spec.run_id, None)
             self._pool.cancel(lease)
         self._tell_failed(trial.spec.number, reason)
 
     def _tell_failed(self, number: int, reason: str) -> None:
-        self._study.fail(number, reason)
-        self._on_event(TrialFailed(number=number, reason=reason))
-        self._reasons.append(reason)
-        if self._failure_policy.gives_up(num_succeeded=self._num_succeeded, reasons=self._reasons):
-            raise SweepAbortedError(f"all of the first {len(self._reasons)} trials failed, the last one with: {reason}")
+        def tell() -> None:
+            self._study.fail(number, reason)
+            self._on_event(TrialFailed(number=number, reason=reason))
+            self._reasons.append(reason)
+            if self._failure_policy.gives_up(num_succeeded=self._num_succeeded, reasons=self._reasons):
+                first = f"all of the first {len(self._reasons)} trials failed"
+                raise SweepAbortedError(f"{first}, the last one with: {reason}")
+
+        self._to_tell.append(tell)
 
 
 def _mean(values: list[float]) -> float:

@@ -27,3 +27,11 @@ def _rebuild_user_error(problem: str, file: str | None, key: str | None, remedy:
 
 class SweepAbortedError(Exception):
     """The sweep cannot succeed as it stands: show the reason, mend it, start again. Exit with status 1."""
+
+
+class StudyUnavailableError(Exception):
+    """The study's storage does not answer just now: nothing was changed; ask again later."""
+
+
+class SupersededError(Exception):
+    """A newer lease of the run is at work, or this one was executed before: leave the run alone."""

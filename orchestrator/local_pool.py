@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.failure import SPARES_WORKER
 from orchestrator.trial import Event, Failure, FailureKind, Lease, RunFailed, RunFinished, RunProgressed, RunStopped
 from orchestrator.worker import Worker, WorkerSetup
 
@@ -56,12 +57,12 @@ class LocalPool:
         event = slot.turn()
         if self._is_lost(event):
             self._idle.append(Worker(self._setup))
-            failure = Failure(kind=FailureKind.WORKER, message="the worker was lost")
+            failure = Failure(kind=FailureKind.LOST, message="the worker was lost")
             return (RunFailed(lease=slot.lease, failure=failure),)
         match event:
             case RunProgressed():
                 self._busy.append(slot)
-            case RunFailed(failure=Failure(kind=FailureKind.WORKER)):
+            case RunFailed(failure=failure) if failure.kind not in SPARES_WORKER:
                 self._idle.append(Worker(self._setup))
             case RunFinished() | RunStopped() | RunFailed():
                 self._idle.append(slot.worker)
@@ -71,6 +72,9 @@ class LocalPool:
         for slot in self._busy:
             if slot.lease == lease:
                 slot.cancelled = True
+
+    def avoid(self, node: str) -> bool:
+        return False  # all of its workers are in this process
 
     def close(self) -> None:
         for slot in self._busy:

@@ -10,9 +10,6 @@ from orchestrator.trial import Event, Lease
 
 class Pool(Protocol):
     @property
-    def num_workers(self) -> int: ...
-
-    @property
     def num_idle(self) -> int: ...
 
     def submit(self, lease: Lease) -> None:
@@ -25,6 +22,10 @@ class Pool(Protocol):
 
     def cancel(self, lease: Lease) -> None:
         """Ask for a checkpoint and a stop; ends in RunStopped, or in RunFinished if that comes first."""
+        ...
+
+    def avoid(self, node: str) -> bool:
+        """Give a suspect node no more runs, and move those that it has. False: there is no other node."""
         ...
 
     def close(self) -> None: ...

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from orchestrator.errors import UserError
+from orchestrator.failure import SPARES_WORKER
 from orchestrator.trial import Event, Failure, FailureKind, Lease, RunFailed, RunProgressed
 from orchestrator.worker import Worker, WorkerSetup
 
@@ -102,6 +103,9 @@ class RayPool:
             if slot.lease == lease:
                 slot.cancelled = True
 
+    def avoid(self, node: str) -> bool:
+        return False
+
     def close(self) -> None:
         """Let the actors close their runs and trackers, then end them; those that take too long are killed."""
         if not ray.is_initialized():
@@ -122,13 +126,13 @@ class RayPool:
             event: Event = ray.get(slot.call)
         except RayError as error:
             message = f"the worker was lost ({type(error).__name__})"
-            failure = Failure(kind=FailureKind.WORKER, message=message, traceback=str(error))
+            failure = Failure(kind=FailureKind.LOST, message=message, traceback=str(error))
             event = RunFailed(lease=slot.lease, failure=failure)
         if isinstance(event, RunProgressed):
             slot.call = slot.actor.stop.remote() if slot.cancelled else slot.actor.advance.remote()
             return event
         slot.lease = slot.call = None
-        if isinstance(event, RunFailed) and event.failure.kind is FailureKind.WORKER:
+        if isinstance(event, RunFailed) and event.failure.kind not in SPARES_WORKER:
             # Dead, cut off, or broken in a way that may outlast the run: never trusted with another one.
             ray.kill(slot.actor)
             slot.actor = self._new_actor()

@@ -2,83 +2,208 @@
 
 ``result.json`` stands last and in one piece: a run is finished if and only if it is there.
 A metric that is not finite is written as null, since JSON has no NaN, and read back as NaN.
+
+Only the newest lease of a run writes into its folder. What enforces that are two properties of any file system, so
+that it holds for a worker on a machine that was cut off and comes back, too: a claim takes away the folder through
+which the older lease would rename its files into place, and it puts a new ``metrics.jsonl`` there, so that what the
+older lease still appends goes to a file that has no name any more.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
+import os
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from orchestrator import durable
-from orchestrator.trial import RunSpec
+from orchestrator.errors import SupersededError
+from orchestrator.trial import Lease, RunSpec
+
+METRICS = "metrics.jsonl"
+_CLAIM = ".lease-"
 
 
 class RunFolder:
-    """``<runs>/<run_id>/``. Has one writer at a time, and any number of readers."""
+    """``<runs>/<run_id>/``, for any number of readers."""
 
     def __init__(self, runs: Path, run_id: str) -> None:
         self.path = runs / durable.path_component(run_id)
 
-    def claim(self, spec: RunSpec) -> None:
-        """Make the folder this run's own.
+    def claim(self, lease: Lease, rows: Path | None = None) -> RunClaim:
+        """Make the folder this lease's own, its metrics those of the file ``rows`` (None: no metrics yet).
 
         Raises:
             ValueError: it holds a run of another prompt, seed or configuration.
+            SupersededError: a newer lease of the run was here, or this very one.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        self._check_spec(lease.spec)
+        return RunClaim(self.path, lease, rows)
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The rows so far, each with its ``step``; what was torn, or is being written, is left out."""
+        return read_rows(self.path / METRICS)
+
+    def result(self) -> dict[str, float] | None:
+        """The final metrics; None while the run is unfinished, or if a power cut tore the file."""
+        try:
+            content = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+            return _numbers(content["metrics"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def describes(self, spec: RunSpec) -> bool:
+        """Whether the folder is this run's, rather than nobody's or another's of the same name."""
+        return bool(self._known_spec() == json.loads(_spec_text(spec)))
+
+    def _check_spec(self, spec: RunSpec) -> None:
         path = self.path / "spec.json"
-        text = json.dumps(dataclasses.asdict(spec), indent=2, sort_keys=True) + "\n"
-        if not path.exists():
-            durable.write_text(path, text)
-        elif json.loads(path.read_text()) != json.loads(text):
+        if self._known_spec() is None:
+            durable.write_text(path, _spec_text(spec))
+        elif not self.describes(spec):
             raise ValueError(f"{path} describes another run than the sweep does; choose another output folder")
 
+    def _known_spec(self) -> object:
+        try:
+            return json.loads((self.path / "spec.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # new, or torn by a power cut
+            return None
+
+
+class RunClaim:
+    """A lease's hold on the folder of its run: the only way to write into it. Lost as soon as a newer lease claims."""
+
+    def __init__(self, path: Path, lease: Lease, rows: Path | None) -> None:
+        self._path = path
+        self._own = path / f"{_CLAIM}{lease.fence}"
+        self._take()
+        self._metrics = -1
+        self._restart_metrics("" if rows is None else "".join(map(_row_text, read_rows(rows))))
+
+    def check(self) -> None:
+        """Raises:
+        SupersededError: a newer lease has claimed the run.
+        """
+        if not self._own.is_dir():
+            raise SupersededError(f"{self._path.name}: a newer attempt is at work")
+
     def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        with self._metrics_path.open("a", encoding="utf-8") as file:
-            file.write(_row(step, metrics))
+        _append(self._metrics, json.dumps({"step": step, **_plain(metrics)}) + "\n")
 
     def sync_metrics(self) -> None:
         """Have the rows so far on the disk: before a checkpoint or a result stands for them."""
-        if self._metrics_path.exists():
-            durable.sync(self._metrics_path)
+        os.fsync(self._metrics)
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Forget the rows above ``step``, and a torn last one: the run is about to make them again."""
-        if self._metrics_path.exists():
-            kept = [row for row in self.metrics() if row["step"] <= step]
-            durable.write_text(self._metrics_path, "".join(_row(int(row.pop("step")), row) for row in kept))
-
-    def metrics(self) -> list[dict[str, float]]:
-        """The rows so far, each with its ``step``; a last row that is still being written is left out."""
-        if not self._metrics_path.exists():
-            return []
-        lines = self._metrics_path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [_numbers(json.loads(line)) for line in lines]
+    def copy_metrics(self, target: Path) -> None:
+        """The rows so far as a file: a checkpoint takes them with it, so that it is all that a resumed run needs."""
+        target.write_bytes(os.pread(self._metrics, os.fstat(self._metrics).st_size, 0))
 
     def write_result(self, step: int, metrics: Mapping[str, float]) -> None:
         self.sync_metrics()
         content = {"step": step, "metrics": _plain(metrics)}
-        durable.write_text(self.path / "result.json", json.dumps(content, indent=2) + "\n")
+        self._publish("result.json", json.dumps(content, indent=2) + "\n")
 
-    def result(self) -> dict[str, float] | None:
-        """The final metrics; None while the run is unfinished."""
+    def close(self) -> None:
+        if self._metrics >= 0:
+            os.close(self._metrics)
+            self._metrics = -1
+
+    def _take(self) -> None:
         try:
-            text = (self.path / "result.json").read_text(encoding="utf-8")
+            self._own.mkdir()
+        except FileExistsError:
+            raise SupersededError(f"{self._path.name}: this attempt was executed before") from None
+        for other in list(self._path.glob(f"{_CLAIM}*")):
+            if other.name > self._own.name:
+                with suppress(OSError):  # the newer one may have taken it away already
+                    self._own.rmdir()
+                raise SupersededError(f"{self._path.name}: a newer attempt is at work")
+            if other != self._own:
+                fallen = self._own / other.name
+                with suppress(FileNotFoundError):  # another newer lease was quicker, and this one will hear of it
+                    other.rename(fallen)
+                shutil.rmtree(fallen, ignore_errors=True)
+
+    def _restart_metrics(self, text: str) -> None:
+        temporary = self._own / METRICS
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
+        try:
+            self._metrics = os.open(temporary, flags, 0o666)
+            _append(self._metrics, text)
+            temporary.rename(self._path / METRICS)
         except FileNotFoundError:
-            return None
-        return _numbers(json.loads(text)["metrics"])
+            self.close()
+            raise SupersededError(f"{self._path.name}: a newer attempt is at work") from None
 
-    @property
-    def _metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
+    def _publish(self, name: str, text: str) -> None:
+        """Put a file into the run's folder in one step, if this claim still holds at that moment."""
+        temporary = self._own / name
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(self._path / name)
+        except FileNotFoundError:
+            raise SupersededError(f"{self._path.name}: a newer attempt is at work") from None
+        durable.sync(self._path)
 
 
-def _row(step: int, metrics: Mapping[str, float]) -> str:
-    return json.dumps({"step": step, **_plain(metrics)}) + "\n"
+def begin_sitting(runs: Path) -> int:
+    """The number of this sitting over the runs of a folder: above all earlier ones, whatever became of them."""
+    runs.mkdir(parents=True, exist_ok=True)
+    path = runs / ".sitting"
+    try:
+        last = int(path.read_text())
+    except FileNotFoundError:
+        last = -1
+    except ValueError:  # torn by a power cut: the claims in the folders tell
+        last = max((int(claim.name.split("-")[1]) for claim in runs.glob(f"*/{_CLAIM}*")), default=-1)
+    durable.write_text(path, f"{last + 1}\n")
+    return last + 1
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics file, up to the first that is damaged."""
+    rows: list[dict[str, float]] = []
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return rows
+    for line in lines:
+        try:
+            rows.append(_numbers(json.loads(line)))
+        except (ValueError, AttributeError):
+            break
+    return rows
+
+
+def _spec_text(spec: RunSpec) -> str:
+    return json.dumps(dataclasses.asdict(spec), indent=2, sort_keys=True) + "\n"
+
+
+def _append(descriptor: int, text: str) -> None:
+    """In one call, so that a kill leaves all of it or nothing; on a full disk nothing, too.
+
+    Raises:
+        OSError: it does not fit.
+    """
+    data = text.encode()
+    size = os.fstat(descriptor).st_size
+    if os.write(descriptor, data) < len(data):
+        os.ftruncate(descriptor, size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _row_text(row: Mapping[str, float]) -> str:
+    return json.dumps({"step": int(row["step"]), **_plain({k: v for k, v in row.items() if k != "step"})}) + "\n"
 
 
 def _plain(metrics: Mapping[str, float]) -> dict[str, float | None]:

@@ -36,16 +36,33 @@ class TrialSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The right to execute a run. Only the newest attempt counts; events of an older one are dropped (fencing)."""
+    """The right to execute a run, once. Only the newest counts: an older one's events and writes are refused.
+
+    ``sitting`` counts the drivers that have worked on the sweep, ``attempt`` the leases of the run in this sitting.
+    """
 
     spec: RunSpec
+    sitting: int = 0
     attempt: int = 0
-    resume_from: str | None = None  # a checkpoint's folder; None starts afresh
+    resume_from: str | None = None  # where a checkpoint is, as its store says it; None starts afresh
+
+    @property
+    def fence(self) -> str:
+        """What its writes are told apart by: a file name, and of two leases of a run the newer one's sorts last."""
+        return f"{self.sitting:05d}-{self.attempt:05d}"
 
 
 class FailureKind(Enum):
-    CONFIGURATION = "configuration"  # the run's own fault: never retried
-    WORKER = "worker"  # the worker died or broke: the same run goes elsewhere
+    """What went wrong; ``orchestrator.failure`` says what follows from each."""
+
+    CONFIGURATION = "configuration"  # the settings cannot be run
+    NOT_FINITE = "not finite"  # the optimisation diverged: NaN or an overflow
+    OUT_OF_MEMORY = "out of memory"  # of the GPU or of the machine; the message says which
+    ERROR = "error"  # an exception that may be the worker's, its device's or its node's
+    LOST = "lost"  # the worker's process died or was cut off
+    HUNG = "hung"  # no sign of life within the deadline
+    STORAGE = "storage"  # the run's checkpoint could not be read
+    PREEMPTED = "preempted"  # the node was taken away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +70,7 @@ class Failure:
     kind: FailureKind
     message: str
     traceback: str = ""
+    node: str = ""  # the machine it happened on, where the pool knows of several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +89,7 @@ class RunFinished:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStopped:
-    """Cancelled: checkpointed where it stood."""
+    """Cancelled, or to be moved: checkpointed where it stood."""
 
     lease: Lease
     step: int

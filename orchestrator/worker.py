@@ -6,15 +6,16 @@ A pool makes one call at a time, and each call returns the event that it ended i
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.checkpoints import CheckpointStore, step_of
+from orchestrator.errors import SupersededError
+from orchestrator.failure import classify
 from orchestrator.objective import Objective, Run
-from orchestrator.run_folder import RunFolder
+from orchestrator.run_folder import METRICS, RunClaim, RunFolder
 from orchestrator.tracking import Tracker
 from orchestrator.trial import (
     Event,
@@ -52,7 +53,7 @@ class WorkerSetup:
 @dataclass
 class _ActiveRun:
     lease: Lease
-    folder: RunFolder
+    claim: RunClaim
     tracker: Tracker
     run: Run
     step: int
@@ -60,7 +61,10 @@ class _ActiveRun:
 
 
 class Worker:
-    """Executes one lease at a time and keeps its objective, with all that it has loaded, between them."""
+    """Executes one lease at a time and keeps its objective, with all that it has loaded, between them.
+
+    A worker whose lease is superseded, since it was cut off and taken for lost, notices at its next chunk and lets go.
+    """
 
     def __init__(self, setup: WorkerSetup) -> None:
         self._setup = setup
@@ -72,13 +76,14 @@ class Worker:
         assert self._active is None, "a worker executes one lease at a time"
         try:
             folder = RunFolder(self._setup.runs, lease.spec.run_id)
-            folder.claim(lease.spec)
             result = folder.result()
-            if result is not None:
+            if result is not None and folder.describes(lease.spec):
                 return RunFinished(lease=lease, metrics=result)
             self._active = self._begin(lease, folder)
+        except _StorageError as error:
+            return RunFailed(lease=lease, failure=Failure(kind=FailureKind.STORAGE, message=str(error)))
         except Exception as error:
-            return _failed(lease, error)
+            return RunFailed(lease=lease, failure=classify(error))
         return self.advance()
 
     def advance(self) -> Event:
@@ -87,8 +92,8 @@ class Worker:
         try:
             return self._advance(active)
         except Exception as error:
-            self._end(EXIT_FAILED)
-            return _failed(active.lease, error)
+            self._end(EXIT_STOPPED if isinstance(error, SupersededError) else EXIT_FAILED)
+            return RunFailed(lease=active.lease, failure=classify(error))
 
     def stop(self) -> Event:
         """Checkpoint where the run stands, and let go of it."""
@@ -98,9 +103,9 @@ class Worker:
                 self._checkpoint(active)
         except Exception as error:
             self._end(EXIT_FAILED)
-            return _failed(active.lease, error)
+            return RunFailed(lease=active.lease, failure=classify(error))
         self._end(EXIT_STOPPED)
-        return RunStopped(lease=active.lease, step=active.step)
+        return RunStopped(lease=active.lease, step=active.checkpointed_step)
 
     def close(self) -> None:
         """Let go of whatever is underway, without a checkpoint."""
@@ -111,27 +116,34 @@ class Worker:
         if self._objective is None:
             self._objective = self._setup.objective()
         if lease.resume_from is None:
-            step, resume_from = 0, None
-            folder.drop_metrics_after(-1)
-        else:
-            step, resume_from = step_of(lease.resume_from), Path(lease.resume_from)
-            folder.drop_metrics_after(step)
-        run = self._objective.start(lease.spec, folder.path, resume_from)
+            return self._launch(self._objective, lease, folder, None)
+        with _fetched(self._setup.checkpoints, lease.resume_from) as checkpoint:
+            return self._launch(self._objective, lease, folder, checkpoint)
+
+    def _launch(self, objective: Objective, lease: Lease, folder: RunFolder, checkpoint: Path | None) -> _ActiveRun:
+        claim = folder.claim(lease, None if checkpoint is None else checkpoint / METRICS)
+        try:
+            run = objective.start(lease.spec, folder.path, checkpoint)
+        except BaseException:
+            claim.close()
+            raise
         tracker = _UnfailingTracker(lambda: self._setup.tracker(lease.spec, folder.path))
-        return _ActiveRun(lease, folder, tracker, run, step, checkpointed_step=step)
+        step = 0 if lease.resume_from is None else step_of(lease.resume_from)
+        return _ActiveRun(lease, claim, tracker, run, step, checkpointed_step=step)
 
     def _advance(self, active: _ActiveRun) -> Event:
         progress = active.run.advance()
         assert progress.step > active.step, f"a chunk must advance the run, but it stayed at step {progress.step}"
         active.step = progress.step
+        active.claim.check()
         metrics = {name: float(value) for name, value in progress.metrics.items()}
         if metrics:
-            active.folder.append_metrics(progress.step, metrics)
+            active.claim.append_metrics(progress.step, metrics)
             active.tracker.log(progress.step, metrics)
         if progress.files:
             active.tracker.log_files(progress.step, progress.files)
         if progress.done:
-            active.folder.write_result(progress.step, metrics)
+            active.claim.write_result(progress.step, metrics)
             self._end(EXIT_FINISHED)
             return RunFinished(lease=active.lease, metrics=metrics)
         every = self._setup.checkpoint_every
@@ -140,10 +152,16 @@ class Worker:
         return RunProgressed(lease=active.lease, step=active.step, num_steps=progress.num_steps, metrics=metrics)
 
     def _checkpoint(self, active: _ActiveRun) -> None:
-        active.folder.sync_metrics()
-        with self._setup.checkpoints.write(active.lease.spec.run_id, active.step) as folder:
-            active.run.save(folder)
-        active.checkpointed_step = active.step
+        """Where the storage does not answer, the run goes on, and the next chunk tries again."""
+        try:
+            with self._setup.checkpoints.write(active.lease, active.step) as folder:
+                active.run.save(folder)
+                active.claim.copy_metrics(folder / METRICS)
+                active.claim.check()
+        except OSError as error:
+            _log.warning("%s: no checkpoint at step %d: %s", active.lease.spec.run_id, active.step, error)
+        else:
+            active.checkpointed_step = active.step
 
     def _started(self) -> _ActiveRun:
         assert self._active is not None, "no lease has been started"
@@ -151,9 +169,24 @@ class Worker:
 
     def _end(self, exit_code: int) -> None:
         active, self._active = self._started(), None
+        active.claim.close()
         active.tracker.close(exit_code)
         with suppress(Exception):  # what the run came to is already decided
             active.run.close()
+
+
+class _StorageError(Exception):
+    """A checkpoint could not be read."""
+
+
+@contextmanager
+def _fetched(store: CheckpointStore, location: str) -> Iterator[Path]:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(store.read(location))
+        except OSError as error:
+            raise _StorageError(f"the checkpoint cannot be read: {error}") from error
+        yield folder
 
 
 class _UnfailingTracker:
@@ -183,13 +216,3 @@ class _UnfailingTracker:
             if not self._told:
                 _log.warning("tracking failed, the run goes on (metrics.jsonl is complete): %r", error)
                 self._told = True
-
-
-def _failed(lease: Lease, error: Exception) -> RunFailed:
-    """ValueError and FloatingPointError are the configuration's fault; anything else is the worker's."""
-    if isinstance(error, ValueError | FloatingPointError):
-        kind, message = FailureKind.CONFIGURATION, str(error)
-    else:
-        kind, message = FailureKind.WORKER, f"{type(error).__name__}: {error}"
-    text = "".join(traceback.format_exception(error))
-    return RunFailed(lease=lease, failure=Failure(kind=kind, message=message, traceback=text))

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from orchestrator import config
-from orchestrator.checkpoints import DirectoryCheckpoints
 from orchestrator.cli.sweep import INTERRUPTED, Interrupt, check, hold, print_plan, typed, worker_setup
 from orchestrator.config import Sweep
 from orchestrator.local_pool import LocalPool
 from orchestrator.report.tables import format_value
+from orchestrator.run_folder import begin_sitting
 from orchestrator.study import Suggestion
 from orchestrator.trial import Event, Lease, RunFailed, RunFinished, RunProgressed, RunStopped
 
@@ -39,7 +39,8 @@ def make_asset(sweep: Sweep, console: Console) -> int:
         config.claim_output(sweep)
         [spec] = config.plan_trial(sweep, Suggestion(number=0, params={})).runs
         setup = worker_setup(sweep)
-        lease = Lease(spec=spec, resume_from=DirectoryCheckpoints(setup.runs).latest(spec.run_id))
+        latest = setup.checkpoints.latest(spec.run_id)
+        lease = Lease(spec=spec, sitting=begin_sitting(setup.runs), resume_from=latest)
         console.print(f"[bold]{spec.prompt}[/bold] into {sweep.output}", highlight=False)
         pool = LocalPool(setup)
         try:

@@ -15,7 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.clock import Clock
-from orchestrator.driver import RunLeased, SweepEvent, TrialCompleted, TrialFailed, TrialStarted
+from orchestrator.driver import (
+    NodeQuarantined,
+    RunLeased,
+    StorageUnavailable,
+    SweepEvent,
+    TrialCompleted,
+    TrialFailed,
+    TrialStarted,
+)
 from orchestrator.report.tables import format_params, format_time, format_value
 from orchestrator.trial import RunFailed, RunFinished, RunProgressed, RunStopped, Scalar
 
@@ -88,6 +96,10 @@ class SweepView:
             case TrialFailed(number=number, reason=reason):
                 self.num_failed += 1
                 return f"trial {number} failed: {reason}"
+            case NodeQuarantined(node=node, num_failures=num_failures, reason=reason):
+                return f"{node} gets no more runs after {num_failures} failures, the last one: {reason}"
+            case StorageUnavailable(reason=reason, retry_in_s=retry_in_s):
+                return f"storage: {reason}; asking again in {retry_in_s:.0f} s, the runs go on"
         return None
 
     @property

@@ -157,7 +157,7 @@ def test_a_cancelled_run_stops_at_a_checkpoint_and_goes_on_to_the_same_result(be
     location = bench.checkpoints.latest(lease.spec.run_id)
     assert step_of(location or "") == stopped.step
 
-    again = Lease(spec=lease.spec, resume_from=location)
+    again = Lease(spec=lease.spec, attempt=1, resume_from=location)
     finished = bench.until_end(again)[-1]
     assert isinstance(finished, RunFinished)
     assert isinstance(reference, RunFinished)
@@ -172,13 +172,16 @@ def test_cancelling_what_is_not_underway_does_nothing(bench: Bench) -> None:
     assert isinstance(bench.until_end(lease)[-1], RunFinished)
 
 
-@pytest.mark.parametrize("kind", ["value_error", "floating_point_error"])
-def test_the_configuration_is_at_fault(bench: Bench, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "failure_kind"),
+    [("value_error", FailureKind.CONFIGURATION), ("floating_point_error", FailureKind.NOT_FINITE)],
+)
+def test_the_configuration_is_at_fault(bench: Bench, kind: str, failure_kind: FailureKind) -> None:
     built = bench.build_log.read_text().splitlines() if bench.build_log.exists() else []
     lease = bench.lease(fault={"kind": kind, "at_step": 12, "times": 99})
     failed = bench.until_end(lease)[-1]
     assert isinstance(failed, RunFailed)
-    assert failed.failure.kind is FailureKind.CONFIGURATION
+    assert failed.failure.kind is failure_kind
     assert failed.failure.message in ("x is out of range", "the loss is not finite")
     assert "testing.py" in failed.failure.traceback
     assert bench.run_folder(lease).result() is None
@@ -200,7 +203,7 @@ def test_a_broken_worker_is_replaced(bench: Bench) -> None:
     lease = bench.lease(fault={"kind": "error", "at_step": 12})
     failed = bench.until_end(lease)[-1]
     assert isinstance(failed, RunFailed)
-    assert failed.failure.kind is FailureKind.WORKER
+    assert failed.failure.kind is FailureKind.ERROR
     assert failed.failure.message == "RuntimeError: the device fell over"
     built = len(bench.build_log.read_text().splitlines())
     while bench.pool.num_idle:

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from orchestrator.checkpoints import DirectoryCheckpoints, step_of
+from orchestrator.trial import Lease, RunSpec
 
 # Kills itself right before the n-th operation on the store's files, as a SIGKILL would: nothing is cleaned up.
 _WRITER = """
 import os, pathlib, sys
 from orchestrator.checkpoints import DirectoryCheckpoints
+from orchestrator.trial import Lease, RunSpec
 
 runs, step, kill_before = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 count = 0
@@ -27,15 +29,20 @@ def hook(event, args):
                 os._exit(9)
 
 sys.addaudithook(hook)
-with DirectoryCheckpoints(runs).write("run", step) as folder:
+lease = Lease(spec=RunSpec(run_id="run", trial=0, prompt="p", seed=0, config={}))
+with DirectoryCheckpoints(runs).write(lease, step) as folder:
     (folder / "a").write_text(str(step) * 1000)
     (folder / "deeper").mkdir()
     (folder / "deeper" / "b").write_text(str(step) * 1000)
 """
 
 
+def _lease(run_id: str = "run", attempt: int = 0) -> Lease:
+    return Lease(spec=RunSpec(run_id=run_id, trial=0, prompt="p", seed=0, config={}), attempt=attempt)
+
+
 def _write(store: DirectoryCheckpoints, step: int) -> None:
-    with store.write("run", step) as folder:
+    with store.write(_lease(), step) as folder:
         (folder / "a").write_text(str(step) * 1000)
         (folder / "deeper").mkdir()
         (folder / "deeper" / "b").write_text(str(step) * 1000)
@@ -49,7 +56,7 @@ def _assert_whole(location: str | None, step: int) -> None:
 
 
 def _names(runs: Path) -> list[str]:
-    return sorted(path.name for path in (runs / "run" / "checkpoints").iterdir())
+    return sorted(path.name for path in (runs / "run" / "checkpoints" / _lease().fence).iterdir())
 
 
 def test_a_writer_killed_at_any_boundary_leaves_the_old_checkpoint_or_the_new_one(tmp_path: Path) -> None:
@@ -92,7 +99,7 @@ def test_a_block_that_raises_commits_nothing(tmp_path: Path) -> None:
     _write(store, 10)
 
     def fill_the_disk() -> None:
-        with store.write("run", 20) as folder:
+        with store.write(_lease(), 20) as folder:
             (folder / "a").write_text("half")
             raise OSError("disk full")
 
@@ -101,21 +108,12 @@ def test_a_block_that_raises_commits_nothing(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["step-000010"]
 
 
-def test_the_same_step_again_replaces(tmp_path: Path) -> None:
-    store = DirectoryCheckpoints(tmp_path)
-    _write(store, 10)
-    with store.write("run", 10) as folder:
-        (folder / "a").write_text("second")
-    assert _names(tmp_path) == ["step-000010"]
-    assert Path(store.latest("run") or "", "a").read_text() == "second"
-
-
 @pytest.mark.parametrize("run_id", ["", ".", "..", "../up", "a/b", "/etc", "-rf", ".hidden", "a b", "a\n", "x" * 201])
 def test_a_run_id_cannot_leave_the_folder(tmp_path: Path, run_id: str) -> None:
     store = DirectoryCheckpoints(tmp_path)
     with pytest.raises(ValueError, match="no safe file name"):
         store.latest(run_id)
-    with pytest.raises(ValueError, match="no safe file name"), store.write(run_id, 1):
+    with pytest.raises(ValueError, match="no safe file name"), store.write(_lease(run_id), 1):
         pass
     assert list(tmp_path.iterdir()) == []
 

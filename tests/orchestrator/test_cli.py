@@ -165,11 +165,11 @@ def test_the_status_of_one_object_is_that_of_its_run(
     [spec] = config.plan_trial(sweep, Suggestion(number=0, params={})).runs
     num_steps = spec.config["optimization"]["num_steps"]
     folder = RunFolder(sweep.output / "runs", spec.run_id)
-    folder.claim(spec)
-    folder.append_metrics(10, {"train/reward": 1.0})
+    claim = folder.claim(Lease(spec=spec))
+    claim.append_metrics(10, {"train/reward": 1.0})
     if finished:
-        folder.append_metrics(num_steps, {"eval/judge": 2.0})
-        folder.write_result(num_steps, {"eval/judge": 2.0})
+        claim.append_metrics(num_steps, {"eval/judge": 2.0})
+        claim.write_result(num_steps, {"eval/judge": 2.0})
     assert run("status", sweep.output) == 0
     shown = capsys.readouterr().out
     assert (f"a red cube: finished, step {num_steps}/{num_steps}" in shown) == finished
@@ -231,7 +231,7 @@ def test_ctrl_c_checkpoints_and_resume_goes_on(sweep_file: Path) -> None:
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "psd resume outputs/a-red-cube" in output
-    assert list(metrics.parent.glob("checkpoints/step-*/state.pt"))
+    assert list(metrics.parent.glob("checkpoints/*/step-*/state.pt"))
 
 
 def test_events_add_up_to_progress_best_and_time_left() -> None:

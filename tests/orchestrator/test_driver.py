@@ -8,10 +8,19 @@ from typing import Any
 import pytest
 
 from orchestrator.budget import Budget
-from orchestrator.checkpoints import DirectoryCheckpoints
+from orchestrator.checkpoints import DirectoryCheckpoints, step_of
 from orchestrator.clock import ManualClock
-from orchestrator.driver import RunLeased, SweepDriver, SweepEvent, TrialCompleted, TrialFailed, TrialStarted
-from orchestrator.errors import SweepAbortedError
+from orchestrator.driver import (
+    NodeQuarantined,
+    RunLeased,
+    StorageUnavailable,
+    SweepDriver,
+    SweepEvent,
+    TrialCompleted,
+    TrialFailed,
+    TrialStarted,
+)
+from orchestrator.errors import StudyUnavailableError, SweepAbortedError
 from orchestrator.failure import FailurePolicy
 from orchestrator.local_pool import LocalPool
 from orchestrator.run_folder import RunFolder
@@ -19,6 +28,8 @@ from orchestrator.study import Suggestion, TrialRecord
 from orchestrator.testing import FakeObjective, MemoryStudy, RecordingTracker
 from orchestrator.trial import (
     Event,
+    Failure,
+    FailureKind,
     Lease,
     RunFailed,
     RunFinished,
@@ -43,9 +54,11 @@ class Sweep:
         self.clock = ManualClock()
         self.events: list[SweepEvent] = []
         self.faults: dict[str, Mapping[str, Any]] = {}
-        self.policy = FailurePolicy()
+        self.policy = FailurePolicy(backoff_s=0.0)
         self.budget = Budget(max_trials=NUM_TRIALS)
         self.metric = "eval/score"
+        self.draws: list[float] = []
+        self.keeps_checkpoints = True
         self.restart()
 
     def restart(self, wrap_pool: Callable[[LocalPool], Any] = lambda pool: pool) -> None:
@@ -69,6 +82,8 @@ class Sweep:
             budget=self.budget,
             clock=self.clock,
             on_event=self.events.append,
+            draw=lambda: self.draws.pop(0) if self.draws else 0.5,
+            keeps_checkpoints=self.keeps_checkpoints,
         )
 
     def plan(self, suggestion: Suggestion) -> TrialSpec:
@@ -173,10 +188,10 @@ def test_a_run_that_breaks_every_worker_fails_its_trial(sweep: Sweep, reference:
     sweep.faults["t0001-p00-s0"] = {"kind": "error", "at_step": 12, "times": 99}
     records = sweep.run()
     assert records[1].state == "failed"
-    assert records[1].attributes["reason"] == "t0001-p00-s0: RuntimeError: the device fell over (attempt 3)"
+    assert records[1].attributes["reason"] == "t0001-p00-s0: RuntimeError: the device fell over (attempt 4)"
     assert [records[number] for number in (0, 2, 3)] == [reference[number] for number in (0, 2, 3)]
     attempts = [event.lease.attempt for event in sweep.of(RunFailed)]
-    assert attempts == [0, 1, 2]
+    assert attempts == [0, 1, 2, 3], "the second went on from a checkpoint of the first, and counts anew"
 
 
 def test_a_configuration_fails_its_trial_at_once_and_stops_its_other_runs(
@@ -228,7 +243,7 @@ def test_a_trial_that_cannot_be_planned_fails(sweep: Sweep) -> None:
 def test_a_sweep_that_only_fails_is_given_up(sweep: Sweep) -> None:
     for number in range(NUM_TRIALS):
         sweep.faults[f"t{number:04d}-p00-s0"] = {"kind": "value_error", "at_step": 3}
-    sweep.policy = FailurePolicy(give_up_after=2)
+    sweep.policy = FailurePolicy(backoff_s=0.0, give_up_after=2)
     sweep.restart()
     with pytest.raises(SweepAbortedError, match=r"all of the first 2 trials failed, the last one with: .*out of range"):
         sweep.run()
@@ -241,7 +256,7 @@ def test_success_before_a_restart_counts(sweep: Sweep) -> None:
     sweep.driver.stop()
     for number in range(1, NUM_TRIALS):
         sweep.faults[f"t{number:04d}-p00-s0"] = {"kind": "value_error", "at_step": 25}
-    sweep.policy = FailurePolicy(give_up_after=1)
+    sweep.policy = FailurePolicy(backoff_s=0.0, give_up_after=1)
     sweep.restart()
     assert [record.state for record in sweep.run()] == ["complete"] + ["failed"] * 3
 
@@ -260,7 +275,7 @@ def test_stale_events_are_dropped(sweep: Sweep, reference: Sequence[TrialRecord]
 
         def poll(self, timeout_s: float) -> Sequence[Event]:
             events = list(self.pool.poll(timeout_s))
-            if isinstance(events[-1], RunFailed):
+            if events and isinstance(events[-1], RunFailed):
                 lease = events[-1].lease
                 events.append(RunProgressed(lease=lease, step=29, num_steps=30, metrics={"eval/score": float("nan")}))
                 events.append(RunFinished(lease=lease, metrics={"eval/score": 1000.0}))
@@ -320,8 +335,9 @@ def test_an_adopted_trial_that_fails_at_once_leaves_nothing_waiting(sweep: Sweep
     sweep.driver.step()
     sweep.driver.stop()
     sweep.metric = "eval/beauty"
-    RunFolder(sweep.runs, "t0000-p00-s0").write_result(30, {"eval/score": 1.0})
-    sweep.policy = FailurePolicy(give_up_after=99)
+    run = sweep.of(TrialStarted)[0].trial.runs[0]
+    RunFolder(sweep.runs, run.run_id).claim(Lease(spec=run, sitting=1)).write_result(30, {"eval/score": 1.0})
+    sweep.policy = FailurePolicy(backoff_s=0.0, give_up_after=99)
     sweep.restart()
     before = len(sweep.events)
     sweep.run()
@@ -347,6 +363,156 @@ def test_a_stopped_driver_gives_up_waiting_at_the_deadline(sweep: Sweep) -> None
     assert not sweep.driver.stop(timeout_s=7.3)
     assert sweep.clock.now_s - before_s == pytest.approx(7.3)
     assert sweep.study.records()[0].state == "running"
+
+
+class Faulty:
+    """A pool or a study of which single methods are replaced."""
+
+    def __init__(self, inner: Any, **methods: Any) -> None:
+        self.inner = inner
+        self.__dict__.update(methods)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def _lost(lease: Lease, node: str, message: str = "the worker was lost") -> RunFailed:
+    return RunFailed(lease=lease, failure=Failure(kind=FailureKind.LOST, message=message, node=node))
+
+
+def test_a_lost_run_waits_before_its_next_attempt_and_a_worker_is_kept_for_it(sweep: Sweep) -> None:
+    sweep.policy = FailurePolicy(backoff_s=4.0)
+    sweep.restart()
+    sweep.draws = [0.0, 0.5]
+    sweep.pool.lose("t0000-p00-s0", at_step=5)
+    while not sweep.of(RunFailed):
+        sweep.driver.step()
+    for _ in range(3):
+        sweep.driver.step()
+    sweep.clock.advance(1.9)
+    sweep.driver.step()
+    assert [event.lease.spec.run_id for event in sweep.of(RunLeased)] == ["t0000-p00-s0", "t0000-p01-s0"]
+    sweep.clock.advance(0.1)  # half of 4 s
+    sweep.driver.step()
+    assert sweep.of(RunLeased)[-1].lease.attempt == 1
+
+
+def test_while_the_study_is_away_runs_go_on_and_nothing_is_told_twice(
+    sweep: Sweep, reference: Sequence[TrialRecord]
+) -> None:
+    def unless_away(operation: Any) -> Any:
+        def attempt(*arguments: Any) -> Any:
+            if sweep.clock.now_s < 100.0:
+                raise StudyUnavailableError("no connection")
+            return operation(*arguments)
+
+        return attempt
+
+    sweep.policy = FailurePolicy()
+    study = sweep.study
+    sweep.restart()
+    sweep.driver.step()
+    sweep.driver._study = Faulty(study, **{name: unless_away(getattr(study, name)) for name in ("ask", "complete")})  # type: ignore[assignment]
+    for _ in range(40):
+        sweep.driver.step()
+    assert len(sweep.of(RunFinished)) == 2, "the runs that were under way are finished"
+    assert not sweep.of(TrialCompleted)
+    assert len(sweep.of(StorageUnavailable)) == 1, "it is left alone for a while, not asked again at once"
+    while sweep.driver.step():
+        sweep.clock.advance(1.0)
+    assert 6 <= len(sweep.of(StorageUnavailable)) <= 10, "less and less often"
+    assert sweep.study.records() == reference
+
+
+def test_while_checkpoints_cannot_be_listed_a_retry_waits(sweep: Sweep, reference: Sequence[TrialRecord]) -> None:
+    class Away(DirectoryCheckpoints):
+        def latest(self, run_id: str) -> str | None:
+            if sweep.clock.now_s < 30.0:
+                raise OSError("no route to host")
+            return super().latest(run_id)
+
+    sweep.checkpoints = Away(sweep.runs)
+    sweep.policy = FailurePolicy()
+    sweep.restart()
+    sweep.pool.lose("t0001-p00-s0", at_step=15)
+    while sweep.driver.step():
+        sweep.clock.advance(0.5)
+    assert sweep.study.records() == reference
+    again = [event.lease for event in sweep.of(RunLeased) if event.lease.attempt]
+    assert step_of(again[0].resume_from or "") == 10
+
+
+def test_a_node_on_which_runs_keep_failing_is_quarantined_and_said_so(sweep: Sweep) -> None:
+    avoided: list[str] = []
+    sweep.policy = FailurePolicy(quarantine_after=3, backoff_s=0.0)
+
+    def with_a_bad_node(pool: LocalPool) -> Any:
+        def poll(timeout_s: float) -> Sequence[Event]:
+            events = list(pool.poll(timeout_s))
+            return [_lost(e.lease, "host-7") if isinstance(e, RunFailed) else e for e in events]
+
+        return Faulty(pool, poll=poll, avoid=lambda node: avoided.append(node) or True)
+
+    sweep.restart(with_a_bad_node)
+    for number in range(NUM_TRIALS):
+        sweep.faults[f"t{number:04d}-p00-s0"] = {"kind": "error", "at_step": 7}
+    assert [record.state for record in sweep.run()] == ["complete"] * NUM_TRIALS
+    assert avoided == ["host-7"]
+    [told] = sweep.of(NodeQuarantined)
+    assert (told.node, told.num_failures, told.reason) == ("host-7", 3, "the worker was lost")
+
+
+def test_when_everybody_fails_the_sweep_stops_with_the_evidence_and_can_go_on(
+    sweep: Sweep, reference: Sequence[TrialRecord]
+) -> None:
+    while len(sweep.of(TrialCompleted)) < 2:
+        sweep.driver.step()
+
+    def losing_all(pool: LocalPool) -> Any:
+        def poll(timeout_s: float) -> Sequence[Event]:
+            return [_lost(event.lease, "host-7", "no GPU") for event in pool.poll(timeout_s)]
+
+        return Faulty(pool, poll=poll)
+
+    sweep.policy = FailurePolicy(backoff_s=0.0, max_attempts=99, give_up_after=4)
+    sweep.restart(losing_all)
+    with pytest.raises(SweepAbortedError, match=r"the last 8 attempts .* 8 x no GPU on host-7"):
+        sweep.run()
+    sweep.restart()
+    assert sweep.run() == reference
+
+
+def test_the_next_trial_is_asked_for_shortly_before_a_worker_needs_it(sweep: Sweep) -> None:
+    asked_at: list[tuple[int, int]] = []  # how many runs had been finished when a trial was asked for
+
+    def ask() -> Suggestion:
+        asked_at.append((len(sweep.of(RunFinished)), sweep.pool.num_idle))
+        return MemoryStudy.ask(sweep.study)
+
+    sweep.study.ask = ask  # type: ignore[method-assign]
+    while sweep.driver.step():
+        sweep.clock.advance(3.0)  # for each chunk
+    assert asked_at[0] == (0, 2)
+    assert asked_at[1][1] == 1, "nothing is known yet of how long a run takes"
+    assert all(num_idle == 0 for _, num_idle in asked_at[2:]), "the worker had not to wait"
+    assert [num_finished for num_finished, _ in asked_at[2:]] == [2, 4]
+
+
+def test_leases_of_a_later_driver_are_newer(sweep: Sweep) -> None:
+    sweep.driver.step()
+    sweep.restart()
+    sweep.driver.step()
+    first, _, second, _ = [event.lease for event in sweep.of(RunLeased)]
+    assert first.spec == second.spec
+    assert first.fence < second.fence
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_checkpoints_of_settled_trials_may_go(sweep: Sweep, keeps: bool) -> None:
+    sweep.keeps_checkpoints = keeps
+    sweep.restart()
+    sweep.run()
+    assert (sweep.checkpoints.latest("t0001-p00-s0") is not None) is keeps
 
 
 def test_when_time_is_up_what_has_begun_is_finished(sweep: Sweep) -> None:

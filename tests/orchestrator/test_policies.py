@@ -3,24 +3,119 @@ from __future__ import annotations
 import pickle
 
 import pytest
+import torch
 
 from orchestrator.budget import Budget
 from orchestrator.clock import ManualClock
 from orchestrator.errors import SweepAbortedError, UserError
-from orchestrator.failure import FailurePolicy
+from orchestrator.failure import FailurePolicy, classify, describe
 from orchestrator.trial import Failure, FailureKind, TrialSpec
 
-WORKER = Failure(kind=FailureKind.WORKER, message="lost")
-CONFIGURATION = Failure(kind=FailureKind.CONFIGURATION, message="out of range")
+
+def failure(kind: FailureKind, node: str = "") -> Failure:
+    return Failure(kind=kind, message="it broke", node=node)
 
 
-def test_a_worker_failure_is_retried_until_the_attempts_are_spent() -> None:
+@pytest.mark.parametrize(
+    ("kind", "attempts"),
+    [
+        (FailureKind.CONFIGURATION, 1),
+        (FailureKind.NOT_FINITE, 1),
+        (FailureKind.OUT_OF_MEMORY, 2),
+        (FailureKind.ERROR, 3),
+        (FailureKind.LOST, 3),
+        (FailureKind.HUNG, 3),
+        (FailureKind.STORAGE, 99),
+        (FailureKind.PREEMPTED, 99),
+    ],
+)
+def test_each_class_of_failures_has_its_number_of_attempts(kind: FailureKind, attempts: int) -> None:
     policy = FailurePolicy(max_attempts=3)
-    assert [policy.retries(attempt, WORKER) for attempt in range(4)] == [True, True, False, False]
+    again = [policy.retry_after_s(failure(kind), num_in_a_row=number, draw=0.5) for number in range(1, 99)]
+    assert [wait_s is not None for wait_s in again] == [number < attempts for number in range(1, 99)]
 
 
-def test_a_configuration_failure_is_never_retried() -> None:
-    assert not FailurePolicy(max_attempts=3).retries(0, CONFIGURATION)
+def test_waits_double_with_jitter_up_to_a_bound() -> None:
+    policy = FailurePolicy(backoff_s=1.0, max_backoff_s=10.0)
+    assert [policy.wait_s(number, 0.5) for number in range(1, 7)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert (policy.wait_s(2, 0.0), policy.wait_s(2, 0.999)) == (1.0, pytest.approx(3.0, abs=0.01))
+    assert policy.wait_s(10_000, 0.5) == 10.0
+
+
+def test_a_node_is_suspect_after_failures_within_a_time() -> None:
+    policy = FailurePolicy(quarantine_after=3, quarantine_window_s=100.0)
+    assert not policy.quarantines([0.0, 50.0], 60.0)
+    assert policy.quarantines([0.0, 50.0, 60.0], 60.0)
+    assert not policy.quarantines([0.0, 150.0, 160.0], 160.0)
+    suspicious = {kind for kind in FailureKind if policy.suspects(failure(kind, "host-7"))}
+    assert suspicious == {FailureKind.ERROR, FailureKind.LOST, FailureKind.HUNG}
+    assert not policy.suspects(failure(FailureKind.LOST)), "nobody knows where"
+
+
+def test_everybody_fails_when_each_worker_has_lost_several_runs_in_a_row() -> None:
+    policy = FailurePolicy(give_up_after=4)
+    lost = failure(FailureKind.LOST)
+    assert not policy.breaks_circuit([lost] * 7, num_workers=2)
+    assert policy.breaks_circuit([lost] * 8, num_workers=2)
+    assert not policy.breaks_circuit([failure(FailureKind.PREEMPTED)] * 99, num_workers=2)
+    assert not policy.breaks_circuit([failure(FailureKind.CONFIGURATION)] * 99, num_workers=2)
+
+
+def test_the_evidence_is_one_line() -> None:
+    losses = [failure(FailureKind.LOST, "a")] * 2 + [failure(FailureKind.LOST)]
+    assert describe(losses) == "2 x it broke on a; 1 x it broke"
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ValueError("x < 0"), FailureKind.CONFIGURATION, "x < 0"),
+        (FloatingPointError("the loss is nan"), FailureKind.NOT_FINITE, "the loss is nan"),
+        (OverflowError("too large"), FailureKind.NOT_FINITE, "too large"),
+        (
+            RuntimeError("value cannot be converted to type float without overflow"),
+            FailureKind.NOT_FINITE,
+            "a value is too large for its type (value cannot be converted to type float without overflow)",
+        ),
+        (
+            OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore."),
+            FailureKind.OUT_OF_MEMORY,
+            "the GPU is out of memory (OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB.)",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            FailureKind.OUT_OF_MEMORY,
+            "the GPU is out of memory (RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling "
+            "`cublasCreate(handle)`)",
+        ),
+        (MemoryError("8 GB"), FailureKind.OUT_OF_MEMORY, "the machine is out of memory (MemoryError: 8 GB)"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+            FailureKind.OUT_OF_MEMORY,
+            "the machine is out of memory (RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 4 bytes)",
+        ),
+        (RuntimeError("the device fell over"), FailureKind.ERROR, "RuntimeError: the device fell over"),
+    ],
+)
+def test_exceptions_are_told_apart(error: Exception, kind: FailureKind, message: str) -> None:
+    told = classify(error)
+    assert (told.kind, told.message) == (kind, message)
+
+
+def test_torchs_own_errors_are_told_apart() -> None:
+    """The real ones, as far as a CPU can raise them."""
+    with pytest.raises(RuntimeError) as overflow:
+        torch.zeros(1).addcdiv_(torch.ones(1), torch.ones(1), value=1e39)
+    assert classify(overflow.value).kind is FailureKind.NOT_FINITE
+    with pytest.raises(RuntimeError) as memory:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert classify(memory.value).kind is FailureKind.OUT_OF_MEMORY
+    assert classify(torch.OutOfMemoryError("CUDA out of memory.")).kind is FailureKind.OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize(
@@ -46,6 +141,9 @@ def test_the_budget_ends_with_trials_or_time() -> None:
         lambda: Budget(max_trials=1, max_seconds=0),
         lambda: FailurePolicy(max_attempts=0),
         lambda: FailurePolicy(give_up_after=0),
+        lambda: FailurePolicy(quarantine_after=0),
+        lambda: FailurePolicy(quarantine_window_s=0),
+        lambda: FailurePolicy(backoff_s=2.0, max_backoff_s=1.0),
         lambda: TrialSpec(number=0, params={}, runs=()),
     ],
 )

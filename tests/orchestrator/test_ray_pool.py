@@ -97,7 +97,7 @@ def test_killed_processes_change_no_result(tmp_path: Path) -> None:
 
     lost = [event for event in events if isinstance(event, RunFailed)]
     assert {event.lease.spec.run_id for event in lost} == set(faults)
-    assert {event.failure.kind for event in lost} == {FailureKind.WORKER}
+    assert {event.failure.kind for event in lost} == {FailureKind.LOST}
     assert all("the worker was lost" in event.failure.message for event in lost)
     resumed = [event for event in events if isinstance(event, RunProgressed) and event.lease.attempt]
     assert min(event.step for event in resumed if event.lease.spec.seed == 1) == 25, "from the checkpoint at 20"
