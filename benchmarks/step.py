@@ -35,7 +35,8 @@ from psd.priors.latent_diffusion import LatentDiffusionParts
 from psd.priors.multiview import MultiviewPrior
 from psd.prompts import PromptEncoder
 from psd.rewards.base import Reward
-from psd.rewards.clip_preference import ClipPreferenceReward, ClipPreprocessing
+from psd.rewards.clip_preference import ClipPreferenceReward
+from psd.rewards.preprocessing import Preprocessing
 from psd.scenes.backgrounds import FlatBackground
 from psd.scenes.voxel_grid import VoxelGrid, VoxelGridConfig
 
@@ -156,7 +157,7 @@ def random_models() -> tuple[Prior, Reward]:
         noise_schedule=NoiseSchedule.scaled_linear(),
         prediction_type="v_prediction",
     )
-    preprocessing = ClipPreprocessing(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    preprocessing = Preprocessing(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     return MultiviewPrior(parts), ClipPreferenceReward(CLIPModel(clip), tokenizer, preprocessing)
 
 

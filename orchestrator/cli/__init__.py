@@ -63,6 +63,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from orchestrator.cli.weights import weights_command
 
             return weights_command(arguments.overrides)
+        case "convert":
+            from orchestrator.cli.convert import convert_command
+
+            return convert_command(arguments.model, arguments.checkpoint, arguments.out, arguments.tokenizer)
         case _:
             from orchestrator.cli.doctor import doctor_command
 
@@ -108,8 +112,20 @@ def _parser() -> argparse.ArgumentParser:
     weights = commands.add_parser("weights", help="which checkpoints an experiment needs, and how to get them")
     _add_overrides(weights, "for example experiment=mvdream; without any: all experiments that ship with psd")
 
+    _add_convert(commands)
     commands.add_parser("doctor", help="check this machine: packages, devices, checkpoints, tracking")
     return parser
+
+
+def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from orchestrator.cli.convert import CONVERTIBLE
+
+    convert = commands.add_parser("convert", help="make the folder that experiments name from a published checkpoint")
+    models = "; ".join(f"{name}: {what}" for name, what in CONVERTIBLE.items())
+    convert.add_argument("model", choices=list(CONVERTIBLE), metavar="MODEL", help=models)
+    convert.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the published file")
+    convert.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet")
+    convert.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="where the checkpoint has none")
 
 
 def _add_overrides(parser: argparse.ArgumentParser, example: str) -> None:

@@ -1,10 +1,9 @@
-"""Preference rewards in CLIP's form (PickScore, HPSv2.1, CLIP score): a scaled cosine of image and prompt."""
+"""Rewards in CLIP's form: the cosine of an image's and its prompt's embeddings (PickScore, HPSv2.1, CLIP score)."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,59 +14,30 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from psd.checkpoint_files import check_folder, check_weights, load_model, read_json
+from psd.rewards.base import check_groups
+from psd.rewards.preprocessing import Preprocessing
+from psd.rewards.prompt_tokens import PromptTokens
 
-_KIND = "CLIP reward (a transformers folder: config.json, model.safetensors, tokenizer, preprocessor_config.json)"
-_BILINEAR, _BICUBIC = 2, 3  # PIL's numbers, which preprocessor_config.json uses
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipPreprocessing:
-    """Resize the shorter side, crop the centre, normalise: what CLIPImageProcessor does, on tensors."""
-
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    mode: str = "bicubic"
-
-    @classmethod
-    def from_json(cls, path: Path) -> ClipPreprocessing:
-        config = read_json(path, kind=_KIND)
-        size = config.get("crop_size") if config.get("do_center_crop", True) else None
-        size = size or config.get("size", {})
-        image_size = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
-        resample = config.get("resample", _BICUBIC)
-        if not image_size or resample not in (_BILINEAR, _BICUBIC):
-            raise ValueError(f"{path}: needs a size and resample 2 or 3, got {size} and {resample}")
-        return cls(
-            image_size=image_size,
-            mean=tuple(config["image_mean"]),
-            std=tuple(config["image_std"]),
-            mode="bicubic" if resample == _BICUBIC else "bilinear",
-        )
-
-    def __call__(self, rgb: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 size size"]:
-        height, width = rgb.shape[-2:]
-        shorter = min(height, width)
-        if shorter != self.image_size:
-            size = (height * self.image_size // shorter, width * self.image_size // shorter)
-            rgb = F.interpolate(rgb, size, mode=self.mode, antialias=True).clamp(0, 1)
-        top, left = (rgb.shape[-2] - self.image_size) // 2, (rgb.shape[-1] - self.image_size) // 2
-        rgb = rgb[..., top : top + self.image_size, left : left + self.image_size]
-        return (rgb - rgb.new_tensor(self.mean)[:, None, None]) / rgb.new_tensor(self.std)[:, None, None]
+CLIP_KIND = "CLIP reward (a transformers folder: config.json, model.safetensors, tokenizer, preprocessor_config.json)"
 
 
 class ClipPreferenceReward:
     """``exp(logit_scale) * cos(image, prompt)`` of a frozen CLIP model (Pick-a-Pic, arXiv 2305.01569, equation 2).
 
-    Prompts are embedded once and remembered.
+    With ``scaled=False`` the cosine alone, as HPSv2 (arXiv 2306.09341) and CLIP score are reported. Prompts are
+    embedded once and remembered.
     """
 
     differentiable = True
+    group_size = 1
 
-    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, preprocessing: ClipPreprocessing) -> None:
+    def __init__(
+        self, model: CLIPModel, tokenizer: CLIPTokenizer, preprocessing: Preprocessing, *, scaled: bool = True
+    ) -> None:
         self._model = model.requires_grad_(False).eval()
-        self._tokenizer = tokenizer
+        self._tokens = PromptTokens(tokenizer, model.config.text_config.max_position_embeddings)
         self._preprocess = preprocessing
+        self._scaled = scaled
         self._text_features: dict[str, Tensor] = {}
 
     @classmethod
@@ -75,44 +45,53 @@ class ClipPreferenceReward:
         cls,
         folder: str | os.PathLike[str],
         *,
+        scaled: bool = True,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> ClipPreferenceReward:
         """Loads safetensors from a local folder; never from the network.
 
         Raises:
-            ValueError: the folder, a file in it or its weights are missing, or it holds another kind of model.
+            ValueError: the folder, a file in it or its weights are missing or damaged, or it holds another kind of
+                model.
         """
         root = Path(folder)
-        check_folder(root, kind=_KIND)
-        architectures = read_json(root / "config.json", kind=_KIND).get("architectures") or [None]
-        if architectures[0] != "CLIPModel":
-            raise ValueError(f"{root} holds a {architectures[0]}; a CLIP reward needs a CLIPModel")
-        preprocessing = ClipPreprocessing.from_json(root / "preprocessor_config.json")
-        read_json(root / "tokenizer_config.json", kind=_KIND)
-        check_weights(root, "model.safetensors")
-        load: Any = CLIPModel.from_pretrained
-        model = load_model(
-            lambda: load(root, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=dtype), root
-        )
+        model, preprocessing = load_clip(root, dtype)
+        read_json(root / "tokenizer_config.json", kind=CLIP_KIND)
         tokenizer = CLIPTokenizer.from_pretrained(root, local_files_only=True)
-        return cls(model.to(device), tokenizer, preprocessing)
+        return cls(model.to(device), tokenizer, preprocessing, scaled=scaled)
 
     def __call__(self, rgb: Float[Tensor, "b 3 h w"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
+        check_groups(self, len(rgb), len(prompts))
         pixels = self._preprocess(rgb).to(self._model.dtype)
         image = F.normalize(self._model.get_image_features(pixels).pooler_output.float(), dim=-1)
         text = torch.stack([self._embed(prompt) for prompt in prompts])
-        scale: Tensor = self._model.logit_scale.float().exp()
-        return scale * (image * text).sum(-1)
+        cosine: Tensor = (image * text).sum(-1)
+        return cosine * self._model.logit_scale.float().exp() if self._scaled else cosine
 
     @torch.no_grad()
     def _embed(self, prompt: str) -> Float[Tensor, " dim"]:
         if prompt not in self._text_features:
-            positions = self._model.config.text_config.max_position_embeddings
-            room = min(self._tokenizer.model_max_length, positions)
-            tokens = self._tokenizer(
-                prompt, padding="max_length", truncation=True, max_length=room, return_tensors="pt"
-            ).to(self._model.device)
-            features = self._model.get_text_features(tokens.input_ids, tokens.attention_mask).pooler_output
+            ids, mask = self._tokens([prompt], self._model.device)
+            features = self._model.get_text_features(ids, mask).pooler_output
             self._text_features[prompt] = F.normalize(features.float(), dim=-1)[0]
         return self._text_features[prompt]
+
+
+def load_clip(root: Path, dtype: torch.dtype) -> tuple[CLIPModel, Preprocessing]:
+    """A ``CLIPModel`` and what its images go through, from a local folder with safetensors.
+
+    Raises:
+        ValueError: the folder, a file in it or its weights are missing or damaged, or it holds another kind of model.
+    """
+    check_folder(root, kind=CLIP_KIND)
+    architectures = read_json(root / "config.json", kind=CLIP_KIND).get("architectures") or [None]
+    if architectures[0] != "CLIPModel":
+        raise ValueError(f"{root} holds a {architectures[0]}; a CLIP reward needs a CLIPModel")
+    preprocessing = Preprocessing.from_json(root / "preprocessor_config.json", kind=CLIP_KIND)
+    check_weights(root, "model.safetensors")
+    load: Any = CLIPModel.from_pretrained
+    model = load_model(
+        lambda: load(root, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=dtype), root
+    )
+    return model, preprocessing

@@ -59,6 +59,7 @@ class BrightnessReward:
     """The mean pixel, ``slope`` times; the same for every prompt."""
 
     differentiable = True
+    group_size = 1
 
     def __init__(self, slope: float = 1.0) -> None:
         self.slope = slope
@@ -72,6 +73,7 @@ class TableReward:
     """Given numbers, image by image."""
 
     differentiable = False
+    group_size = 1
 
     def __init__(self, scores: Sequence[float]) -> None:
         self.scores = torch.tensor(scores)

@@ -1,0 +1,24 @@
+"""`psd convert`: a published checkpoint file as the folder that experiments name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator.errors import UserError
+
+CONVERTIBLE = {
+    "hpsv2": "HPS_v2.1_compressed.pt, for rewards of kind hpsv2",
+}
+
+
+def convert_command(model: str, checkpoint: Path, out: Path, tokenizer: Path | None) -> int:
+    from orchestrator.psd_objective.conversions import convert
+
+    try:
+        convert(model, checkpoint, out, tokenizer)
+    except ValueError as error:
+        raise UserError(str(error), file=f"psd convert {model}") from None
+    Console().print(f"{model} is in {out}", highlight=False, soft_wrap=True)
+    return 0

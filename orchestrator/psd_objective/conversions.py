@@ -1,0 +1,45 @@
+"""Published checkpoint files as the folders that experiments name."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from psd.rewards.hpsv2 import convert_hpsv2
+
+
+def convert(model: str, checkpoint: Path, out: Path, tokenizer: Path | None) -> None:
+    """Writes the folder whole or not at all.
+
+    Raises:
+        ValueError: the file is damaged or another model's, a tokenizer is missing, or ``out`` is there already.
+    """
+    match model:
+        case "hpsv2":
+            words = _needed(tokenizer, "CLIP's, for example that of PickScore or of any Stable Diffusion checkpoint")
+            _write(out, lambda folder: convert_hpsv2(checkpoint, folder, words))
+        case _:
+            raise AssertionError(model)
+
+
+def _needed(tokenizer: Path | None, whose: str) -> Path:
+    if tokenizer is None:
+        raise ValueError(f"the checkpoint has no tokenizer; give --tokenizer FOLDER, {whose}")
+    if not (tokenizer / "tokenizer_config.json").is_file():
+        raise ValueError(f"--tokenizer {tokenizer} holds no tokenizer_config.json; give {whose}")
+    return tokenizer
+
+
+def _write(out: Path, write: Callable[[Path], None]) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already; choose another folder, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+        folder = Path(scratch) / "converted"
+        folder.mkdir()
+        write(folder)
+        if out.exists():
+            out.rmdir()
+        shutil.move(folder, out)

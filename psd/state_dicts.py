@@ -1,0 +1,60 @@
+"""State dicts as they are published: one file, often a pickle, of which nothing but tensors is taken."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+_LFS_POINTER = b"version https://git-lfs"
+_WRAPPERS = ("state_dict", "model", "module")  # keys under which training programs keep the model's own state
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from safetensors or a pickle; a pickle is read with ``weights_only``, so it cannot run code.
+
+    Raises:
+        ValueError: the file is missing, not all there, holds more than tensors and plain values, or no tensors.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise ValueError(f"{path} is a pointer of Git LFS, not the weights: run `git lfs pull` there")
+    content = _read(path)
+    for name in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    items = content.items() if isinstance(content, Mapping) else ()
+    tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path} holds no state dict: no tensors by name")
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+
+def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names start with the prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error) or "Unsupported" in str(error):
+            raise ValueError(
+                f"{path} is a pickle that asks for more than tensors, so it could run code, and was not read; "
+                "get it from its publisher, or have its tensors saved as safetensors"
+            ) from error
+        raise ValueError(f"{path} is no checkpoint, or a damaged one; fetch it again") from error
+    except (RuntimeError, EOFError, KeyError, SafetensorError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{path} is damaged or not whole; fetch it again ({reason})") from error
