@@ -207,11 +207,18 @@ def _drive(sweep: Sweep, study: Study, console: Console) -> bool:
     from orchestrator.ray_pool import RayPool
 
     setup = worker_setup(sweep)
+    settings = sweep.config
     try:
-        pool = RayPool(setup, num_workers=sweep.config.workers or "auto")
+        pool = RayPool(
+            setup,
+            num_workers=settings.workers or "auto",
+            shape=settings.worker,
+            most_useful=sweep.num_trials * len(settings.prompts) * len(settings.seeds),
+            address=ray_address(),
+        )
     except UserError as error:
         raise UserError(error.problem, file=sweep.source, key=error.key, remedy=error.remedy) from None
-    console.print(f"{pool.num_workers} {'worker' if pool.num_workers == 1 else 'workers'}", highlight=False)
+    console.print(_count(pool.num_workers, "worker"), highlight=False)
     clock = SystemClock()
     view = _view(sweep, study.records(), clock)
     interrupt = Interrupt()
@@ -224,6 +231,21 @@ def _drive(sweep: Sweep, study: Study, console: Console) -> bool:
             raise
     pool.close()
     return done
+
+
+def ray_address() -> str | None:
+    """The cluster that `RAY_ADDRESS` names, as Ray's own commands understand it; None: this machine alone.
+
+    Raises:
+        UserError: an address for clients outside the cluster, which could neither place workers nor read their files.
+    """
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    if "://" in address:
+        raise UserError(
+            f"RAY_ADDRESS={address} leads into a cluster from outside; a sweep is driven from one of its nodes",
+            remedy="use `ray submit` or `ray job submit` (docs/clusters.md), or unset RAY_ADDRESS to stay here",
+        )
+    return address if address not in ("", "local") else None
 
 
 def _loop(driver: SweepDriver, view: SweepView, display: Display, interrupt: Interrupt) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.experiment_config.experiment import experiment
+from orchestrator.placement import WorkerShape
 from orchestrator.schema import ConfigError, Count, WholeNumber
 from orchestrator.search_space import Domain
 from orchestrator.settings import nest, plain_mapping
@@ -18,7 +19,7 @@ from orchestrator.trial import Scalar
 VARIANT = "variant"  # the one parameter of a trial in a sweep of named variants
 DEFAULT_TRIALS = 12
 # What may change between two starts of one sweep; everything else defines it.
-CHANGEABLE = ("trials", "workers", "tracking", "storage", "output", "checkpoint_every")
+CHANGEABLE = ("trials", "workers", "worker", "tracking", "storage", "output", "checkpoint_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class SweepConfig:
     seeds: tuple[int, ...] = (0,)
     trials: Count | None = None
     workers: Count | None = None
+    worker: WorkerShape = WorkerShape()
     output: str
     storage: str | None = None
     tracking: TrackingConfig = TrackingConfig()

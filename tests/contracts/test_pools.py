@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator.checkpoints import DirectoryCheckpoints, step_of
 from orchestrator.local_pool import LocalPool
+from orchestrator.placement import WorkerShape
 from orchestrator.pool import Pool
 from orchestrator.ray_pool import RayPool
 from orchestrator.run_folder import RunFolder
@@ -42,7 +43,7 @@ def _local(setup: WorkerSetup) -> Pool:
 
 
 def _ray(setup: WorkerSetup) -> Pool:
-    return RayPool(setup, num_workers=2, cpus_per_worker=0.5)
+    return RayPool(setup, num_workers=2, shape=WorkerShape(cpus=0.5))
 
 
 class Bench:

@@ -22,6 +22,7 @@ from orchestrator.errors import UserError
 from orchestrator.failure import FailurePolicy
 from orchestrator.local_pool import LocalPool
 from orchestrator.objective import Objective
+from orchestrator.placement import WorkerShape
 from orchestrator.pool import Pool
 from orchestrator.ray_pool import RayPool
 from orchestrator.run_folder import RunFolder
@@ -119,7 +120,7 @@ class TellingObjective(FakeObjective):
 
 def test_the_objective_is_built_in_the_workers_environment(tmp_path: Path) -> None:
     setup = _setup(tmp_path, partial(TellingObjective, tmp_path))
-    pool = RayPool(setup, cpus_per_worker=2, worker_env={"FLAVOUR": "vanilla"})
+    pool = RayPool(setup, shape=WorkerShape(cpus=2), worker_env={"FLAVOUR": "vanilla"})
     try:
         assert pool.num_workers == 1, "auto: two CPUs, two per worker"
         config = {"x": 1.0, "num_steps": 5, "steps_per_chunk": 5}
@@ -135,8 +136,12 @@ def test_the_objective_is_built_in_the_workers_environment(tmp_path: Path) -> No
     ("options", "problem"),
     [
         ({"num_workers": 3}, "workers: 3 workers with 1 CPU each do not fit the cluster's 2 CPU"),
-        ({"num_workers": 5, "cpus_per_worker": 0.5}, "use up to 4 workers"),
-        ({"num_workers": 1, "gpus_per_worker": 0.5}, "0.5 GPU each do not fit the cluster's 0 GPU"),
+        ({"num_workers": 5, "shape": WorkerShape(cpus=0.5)}, "use up to 4 workers"),
+        (
+            {"num_workers": 1, "shape": WorkerShape(gpus=0.5)},
+            "0.5 GPU each do not fit the cluster's 2 CPU, 0 GPU",
+        ),
+        ({"shape": WorkerShape(labels={"zone": "b"})}, "let a worker hold less"),
         ({"num_workers": 0}, "must be >= 1 or auto, got 0"),
     ],
 )
