@@ -40,10 +40,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     patch = pytest.MonkeyPatch()
     patch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     patch.setenv("RAY_enable_autoscaler_v2", "0")  # whose wishes a test can read back
-    patch.setenv("RAY_health_check_initial_delay_ms", "2000")
-    patch.setenv("RAY_health_check_period_ms", "1000")
-    patch.setenv("RAY_health_check_timeout_ms", "2000")
-    patch.setenv("RAY_health_check_failure_threshold", "4")
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, "include_dashboard": False})
     yield made
     made.shutdown()
