@@ -59,6 +59,11 @@ class RunFolder:
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
+    def spec(self) -> RunSpec | None:
+        """The run whose folder it is; None while it is nobody's."""
+        known = self._known_spec()
+        return RunSpec(**known) if isinstance(known, dict) else None
+
     def describes(self, spec: RunSpec) -> bool:
         """Whether the folder is this run's, rather than nobody's or another's of the same name."""
         return bool(self._known_spec() == json.loads(_spec_text(spec)))

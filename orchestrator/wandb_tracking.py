@@ -7,22 +7,31 @@ again after a restart, this one does not, so the fragments of an offline run joi
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import netrc
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 import wandb
+from wandb.util import get_core_path
 
+from orchestrator.errors import UserError
 from orchestrator.trial import RunSpec
 
 _log = logging.getLogger(__name__)
 
 STEP_METRIC = "train/step"
+API_TIMEOUT_S = 30  # of one question to the service
+_MEDIA = "media/"
 _IMAGES = {".png", ".jpg", ".jpeg"}
 _VIDEOS = {".gif", ".mp4", ".webm"}
 _OBJECTS = {".glb", ".obj"}
@@ -47,22 +56,35 @@ class WandbTracking:
 
     def __call__(self, spec: RunSpec, output: Path) -> WandbTracker:
         self.folder.mkdir(parents=True, exist_ok=True)
-        online = not self._unreachable and resolve_mode(self.mode) == "online"
-        if online:
+        mark = RunMark.read(output) or RunMark(wandb_id=self.run_id(spec))
+        if not self._unreachable and resolve_mode(self.mode) == "online":
             try:
-                return WandbTracker(self._init(spec, "online"))
-            except Exception as error:  # a time-out, a refused key, a broken proxy: all mean that it goes on offline
+                run = self._open(spec, mark.wandb_id, "online")
+            except wandb.Error as error:  # a time-out, a refused key, a broken proxy: all mean that it goes on offline
                 _log.warning("W&B is out of reach, its runs are kept in %s: %s", self.folder / "wandb", error)
                 self._unreachable = True
-                wandb.teardown()  # it would keep the id as in use
-        return WandbTracker(self._init(spec, "offline"))
+                _end_service()  # it would keep the id as in use
+            else:
+                known = run.summary.get(STEP_METRIC, -1) if run.resumed else -1
+                return WandbTracker(run, output, mark.after(int(known), online=True))
+        return WandbTracker(self._open(spec, mark.wandb_id, "offline"), output, replace(mark, online=False))
 
     def run_id(self, spec: RunSpec) -> str:
         """The same after every restart, and another one for a sweep of another folder."""
         folder = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:8]
         return f"{self.group}-{folder}-{spec.run_id}"
 
-    def _init(self, spec: RunSpec, mode: Literal["online", "offline"]) -> Any:
+    def _open(self, spec: RunSpec, wandb_id: str, mode: Literal["online", "offline"]) -> Any:
+        try:
+            return self._init(spec, wandb_id, mode)
+        except wandb.Error:
+            raise
+        except Exception as error:  # W&B's own process was killed under an earlier run
+            _log.warning("W&B is started again: %s: %s", type(error).__name__, error)
+            _end_service()
+            return self._init(spec, wandb_id, mode)
+
+    def _init(self, spec: RunSpec, wandb_id: str, mode: Literal["online", "offline"]) -> Any:
         settings = wandb.Settings(
             console="off",
             silent=True,
@@ -78,7 +100,7 @@ class WandbTracking:
             group=self.group,
             job_type="trial",
             name=spec.run_id,
-            id=self.run_id(spec),
+            id=wandb_id,
             config={**asdict(spec)["config"], "trial": spec.trial, "prompt": spec.prompt, "seed": spec.seed},
             dir=str(self.folder),
             mode=mode,
@@ -91,23 +113,131 @@ class WandbTracking:
         return run
 
 
-class WandbTracker:
-    """One W&B run."""
+@dataclass(frozen=True, kw_only=True)
+class RunMark:
+    """How far a run was logged: ``wandb.json`` in its folder. What a resumed run computes again is not logged again."""
 
-    def __init__(self, run: Any) -> None:
+    wandb_id: str
+    step: int = -1  # the last one that was handed to W&B
+    online: bool = False  # where that was
+
+    def after(self, known_step: int, *, online: bool) -> RunMark:
+        """The mark for going on where the service says that it has ``known_step``.
+
+        What was logged online and did not arrive is logged again; what is kept offline is still to be uploaded.
+        """
+        return replace(self, step=known_step if self.online else max(known_step, self.step), online=online)
+
+    @classmethod
+    def read(cls, output: Path) -> RunMark | None:
+        """None where the run was never tracked, or its mark is damaged."""
+        try:
+            return cls(**json.loads((output / "wandb.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write(self, output: Path) -> None:
+        """In one step, but not forced to the disk: that would slow down what it is about."""
+        temporary = output / ".wandb.json"
+        temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        temporary.replace(output / "wandb.json")
+
+
+class WandbTracker:
+    """One W&B run. Steps up to the mark's are passed over."""
+
+    def __init__(self, run: Any, output: Path, mark: RunMark) -> None:
         self._run = run
+        self._output = output
+        self._first_step = mark.step + 1
+        self._mark = mark
+        mark.write(output)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log({**metrics, STEP_METRIC: step})
+        if step >= self._first_step:
+            self._run.log({**metrics, STEP_METRIC: step})
+            self._mark = replace(self._mark, step=step)
+            self._mark.write(self._output)
 
     def log_files(self, step: int, files: Mapping[str, Path]) -> None:
-        media = {name: _media(path) for name, path in files.items()}
-        shown = {f"media/{name}": item for name, item in media.items() if item is not None}
+        media = {name: _media(path) for name, path in files.items() if step >= self._first_step}
+        shown = {f"{_MEDIA}{name}": item for name, item in media.items() if item is not None}
         if shown:
             self._run.log({**shown, STEP_METRIC: step})
 
     def close(self, exit_code: int) -> None:
         self._run.finish(exit_code=exit_code)
+
+
+class WandbService:
+    """W&B as `psd sync` needs it: what it has, and uploading to it.
+
+    Raises:
+        UserError: there is no key, or the service cannot be reached.
+    """
+
+    def __init__(self, *, project: str, entity: str | None) -> None:
+        if resolve_key() is None:
+            raise UserError("there is no key for W&B here", key="tracking", remedy="get one in with: wandb login")
+        wandb.setup(wandb.Settings(silent=True))
+        try:
+            self._api = wandb.Api(timeout=API_TIMEOUT_S)
+            self._path = f"{entity or self._api.default_entity}/{project}"
+        except (wandb.Error, ValueError) as error:
+            raise _out_of_reach(error) from None
+
+    def logged_steps(self, wandb_id: str) -> set[int]:
+        """The steps of a run whose metrics have arrived; none where it does not know the run."""
+        try:
+            rows = self._api.run(f"{self._path}/{wandb_id}").scan_history(use_cache=False)
+            return {int(row[STEP_METRIC]) for row in rows if has_metrics(row)}
+        except wandb.errors.CommError as error:
+            if isinstance(error.exc, ValueError) and "Could not find run" in str(error):
+                return set()
+            raise _out_of_reach(error) from None
+
+    def upload(self, fragments: Sequence[Path], *, timeout_s: float = 1800.0) -> None:
+        """By ``wandb sync``, in the order of their beginnings; ``is_uploaded`` says afterwards which could be."""
+        command = [sys.executable, "-m", "wandb", "sync", *map(str, fragments)]
+        with tempfile.TemporaryDirectory() as folder, suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, cwd=folder, capture_output=True, timeout=timeout_s, check=False)  # it logs into cwd
+
+
+def fragments_of(wandb_id: str, folder: Path) -> list[Path]:
+    """The logs of an offline run, one for each time that it was begun or resumed, oldest first."""
+    return sorted((folder / "wandb").glob(f"offline-run-*/run-{wandb_id}.wandb"), key=lambda path: path.parent.name)
+
+
+def is_uploaded(fragment: Path) -> bool:
+    return fragment.with_suffix(".wandb.synced").exists()
+
+
+def read_steps(fragment: Path) -> set[int]:
+    """The steps whose metrics a log holds, up to where it was torn off; none where it cannot be read at all."""
+    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", str(fragment)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60.0, check=False)
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+    except (subprocess.TimeoutExpired, ValueError):
+        return set()
+    rows = [record["history"]["item"] for record in records if record.get("type") == "history"]
+    return {int(row[STEP_METRIC]) for row in rows if has_metrics(row)}
+
+
+def has_metrics(row: Mapping[str, Any]) -> bool:
+    """Whether a row of a W&B history holds numbers of a run, not pictures only."""
+    own = [key for key in row if not key.startswith(("_", _MEDIA)) and key != STEP_METRIC]
+    return STEP_METRIC in row and bool(own)
+
+
+def _out_of_reach(error: Exception) -> UserError:
+    return UserError(f"W&B is out of reach: {error}", key="tracking", remedy="try again later; nothing is lost")
+
+
+def _end_service() -> None:
+    """End W&B's own process, or forget it where it is dead."""
+    with suppress(Exception, SystemExit):
+        wandb.teardown()
 
 
 def resolve_mode(mode: Literal["auto", "online", "offline"]) -> Literal["online", "offline"]:
@@ -119,7 +249,14 @@ def resolve_mode(mode: Literal["auto", "online", "offline"]) -> Literal["online"
         return "online" if wish == "online" else "offline"
     if wish in ("disabled", "dryrun"):
         return "offline"
-    return "online" if os.environ.get("WANDB_API_KEY") or _has_netrc_key() else "offline"
+    return "online" if resolve_key() is not None else "offline"
+
+
+def resolve_key() -> Literal["WANDB_API_KEY", "netrc"] | None:
+    """Where the key comes from that W&B would use; never the key itself."""
+    if os.environ.get("WANDB_API_KEY"):
+        return "WANDB_API_KEY"
+    return "netrc" if _has_netrc_key() else None
 
 
 def _has_netrc_key() -> bool:

@@ -6,7 +6,7 @@ A pool makes one call at a time, and each call returns the event that it ended i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from orchestrator.errors import SupersededError
 from orchestrator.failure import classify
 from orchestrator.objective import Objective, Run
 from orchestrator.run_folder import METRICS, RunClaim, RunFolder
-from orchestrator.tracking import Tracker
+from orchestrator.tracking import BackgroundTracking, Tracker
 from orchestrator.trial import (
     Event,
     Failure,
@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 # How a tracker hears that a run ended: finished, failed, or stopped to be resumed later.
 EXIT_FINISHED, EXIT_FAILED, EXIT_STOPPED = 0, 1, 130
+TRACKING_DRAIN_S = 10.0  # how long a worker that is closed waits for its trackers; `psd sync` uploads what they lose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,7 @@ class Worker:
 
     def __init__(self, setup: WorkerSetup) -> None:
         self._setup = setup
+        self._tracking = BackgroundTracking(setup.tracker)
         self._objective: Objective | None = None
         self._active: _ActiveRun | None = None
 
@@ -108,9 +110,10 @@ class Worker:
         return RunStopped(lease=active.lease, step=active.checkpointed_step)
 
     def close(self) -> None:
-        """Let go of whatever is underway, without a checkpoint."""
+        """Let go of whatever is underway, without a checkpoint, and give tracking a moment to end."""
         if self._active is not None:
             self._end(EXIT_STOPPED)
+        self._tracking.drain(TRACKING_DRAIN_S)
 
     def _begin(self, lease: Lease, folder: RunFolder) -> _ActiveRun:
         if self._objective is None:
@@ -127,7 +130,7 @@ class Worker:
         except BaseException:
             claim.close()
             raise
-        tracker = _UnfailingTracker(lambda: self._setup.tracker(lease.spec, folder.path))
+        tracker = self._tracking.start(lease.spec, folder.path)
         step = 0 if lease.resume_from is None else step_of(lease.resume_from)
         return _ActiveRun(lease, claim, tracker, run, step, checkpointed_step=step)
 
@@ -187,32 +190,3 @@ def _fetched(store: CheckpointStore, location: str) -> Iterator[Path]:
         except OSError as error:
             raise _StorageError(f"the checkpoint cannot be read: {error}") from error
         yield folder
-
-
-class _UnfailingTracker:
-    """Another tracker whose failures, from its making on, are told once in the log and then passed over."""
-
-    def __init__(self, make: Callable[[], Tracker]) -> None:
-        self._told = False
-        self._tracker: Tracker | None = None
-        self._attempt(lambda: setattr(self, "_tracker", make()))
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if (tracker := self._tracker) is not None:
-            self._attempt(lambda: tracker.log(step, metrics))
-
-    def log_files(self, step: int, files: Mapping[str, Path]) -> None:
-        if (tracker := self._tracker) is not None:
-            self._attempt(lambda: tracker.log_files(step, files))
-
-    def close(self, exit_code: int) -> None:
-        if (tracker := self._tracker) is not None:
-            self._attempt(lambda: tracker.close(exit_code))
-
-    def _attempt(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except Exception as error:
-            if not self._told:
-                _log.warning("tracking failed, the run goes on (metrics.jsonl is complete): %r", error)
-                self._told = True

@@ -19,6 +19,7 @@ Text-to-3D by Preference Score Distillation, and sweeps over its settings.
   psd run "a red cube on a blue cylinder"           one object: mesh, turntable, contact sheet
   psd status outputs/cfg_scale                      how far it is, while it runs or after
   psd resume outputs/cfg_scale                      go on after Ctrl-C, a crash or a reboot
+  psd sync outputs/cfg_scale                        upload to W&B what it has not got yet
 """
 
 _OVERRIDES = """\
@@ -67,6 +68,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from orchestrator.cli.convert import convert_command
 
             return convert_command(arguments.model, arguments.checkpoint, arguments.out, arguments.tokenizer)
+        case "sync":
+            from orchestrator.cli.sync import DEFAULT_FOLDER, sync_command
+
+            return sync_command(arguments.folder or DEFAULT_FOLDER)
         case _:
             from orchestrator.cli.doctor import doctor_command
 
@@ -111,6 +116,10 @@ def _parser() -> argparse.ArgumentParser:
 
     weights = commands.add_parser("weights", help="which checkpoints an experiment needs, and how to get them")
     _add_overrides(weights, "for example experiment=mvdream; without any: all experiments that ship with psd")
+    sync = commands.add_parser("sync", help="upload to W&B what it has not got of a sweep")
+    sync.add_argument(
+        "folder", type=Path, nargs="?", metavar="FOLDER", help="of one sweep, or of several; outputs if not given"
+    )
 
     _add_convert(commands)
     commands.add_parser("doctor", help="check this machine: packages, devices, checkpoints, tracking")

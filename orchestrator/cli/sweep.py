@@ -374,7 +374,7 @@ def where_to_look(sweep: Sweep) -> list[tuple[str, str]]:
     folder = sweep.output / "wandb"
     if any(folder.glob("offline-run-*")):
         lines.append(("curves", f"{typed('wandb')} leet {output}/wandb"))
-        lines.append(("upload", f"{typed('wandb')} sync {output}/wandb/offline-run-*"))
+        lines.append(("upload", f"{typed('psd')} sync {output}"))
     elif sweep.config.tracking.kind == "wandb" and folder.exists():
         lines.append(("W&B", f"project {sweep.config.tracking.project}, group {sweep.config.name}"))
     return lines

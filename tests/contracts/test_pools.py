@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
@@ -84,8 +85,13 @@ class Bench:
         return RunFolder(self.runs, lease.spec.run_id)
 
     def tracked(self, lease: Lease) -> list[dict[str, Any]]:
-        lines = (self.runs / lease.spec.run_id / "tracked.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        """What the tracker was told to its end, which comes a little after the run's."""
+        path = self.runs / lease.spec.run_id / "tracked.jsonl"
+        deadline_s = time.monotonic() + 10.0
+        while not path.exists() or '"exit_code"' not in path.read_text().splitlines()[-1]:
+            assert time.monotonic() < deadline_s, "the tracker was not closed"
+            time.sleep(0.01)
+        return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module", params=[_local, _ray], ids=["local", "ray"])
