@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.measure import marching_cubes
 from torch import Tensor
 
-from psd.scenes.volume_rendering import SCENE_RADIUS, Field, density_on_lattice, solid_density
+from psd.scenes.base import Field
+from psd.scenes.volume_rendering import SCENE_RADIUS, density_on_lattice, solid_density
 
 MESH_SUFFIXES = (".glb", ".ply", ".obj")
 VIDEO_SUFFIXES = (".mp4", ".gif")
@@ -61,6 +62,11 @@ def save_mesh(mesh: trimesh.Trimesh, path: Path) -> None:
         mesh = mesh.copy()
         mesh.apply_transform(np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=np.float64))
     mesh.export(path)
+
+
+def save_image(rgb: Float[Tensor, "3 h w"], path: Path) -> None:
+    """Writes a PNG, or whatever else the suffix says that Pillow knows."""
+    Image.fromarray(_to_bytes(rgb.permute(1, 2, 0))).save(path)
 
 
 def save_turntable(frames: Float[Tensor, "frames 3 h w"], path: Path, *, frames_per_second: int = 15) -> None:

@@ -98,11 +98,13 @@ class Optimization:
         step = self.next_step
         cameras = self._cameras(self._generator).to(self._device)
         with phase("render"):
-            background = self.background.sample(self._generator, cameras)
+            # A picture paints its own background, so it is always the same one that the prior is told of.
+            flat = self.scene.num_dimensions == 2
+            background = self.background.fixed(cameras) if flat else self.background.sample(self._generator, cameras)
             render = self.scene.render(cameras, background.rgb)
             regularization = self.scene.regularization(render, step)
         prompt = self._prompt_encoder(self._prompt, cameras, background.phrase)
-        loss = self.distillation(render.rgb, prompt, cameras, step, self._generator)
+        loss = self.distillation(render.rgb, prompt, None if flat else cameras, step, self._generator)
         terms = _finite(loss.terms | {name: value.detach() for name, value in regularization.items()}, step)
         with phase("backward"):
             self._optimizer.zero_grad()

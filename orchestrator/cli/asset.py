@@ -19,7 +19,7 @@ from orchestrator.run_folder import begin_sitting
 from orchestrator.study import Suggestion
 from orchestrator.trial import Event, Lease, RunFailed, RunFinished, RunProgressed, RunStopped
 
-PRODUCTS = ("mesh.glb", "turntable.gif", "contact_sheet.png", "metrics.jsonl")
+PRODUCTS = ("mesh.glb", "turntable.gif", "image.png", "contact_sheet.png", "metrics.jsonl")
 
 
 def run_command(prompt: str, overrides: Sequence[str], *, dry_run: bool) -> int:

@@ -10,7 +10,13 @@ from orchestrator.experiment_config.cameras import CamerasConfig
 from orchestrator.experiment_config.distillation import DistillationConfig
 from orchestrator.experiment_config.priors import PriorConfig
 from orchestrator.experiment_config.rewards import RewardConfig
-from orchestrator.experiment_config.scenes import BackgroundConfig, FlatBackgroundConfig, SceneConfig, VoxelGridConfig
+from orchestrator.experiment_config.scenes import (
+    BackgroundConfig,
+    FlatBackgroundConfig,
+    ImageConfig,
+    SceneConfig,
+    VoxelGridConfig,
+)
 from orchestrator.schema import ConfigError, Count, parse
 
 
@@ -52,7 +58,8 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if "train" not in self.rewards:
             raise ConfigError("rewards.train", "is missing; it is the reward that preference guidance listens to")
-
+        if isinstance(self.scene, ImageConfig):
+            self._check_2d(self.scene)
         if self.evaluation.num_views % self.cameras.group_size:
             size, views = self.cameras.group_size, self.evaluation.num_views
             raise ConfigError("evaluation.num_views", f"must be a multiple of cameras.group_size ({size}); got {views}")
@@ -60,9 +67,27 @@ class ExperimentConfig:
     @property
     def metrics(self) -> dict[str, str]:
         """What a run ends with: the short name that `objective.metric` uses, and the name in the logs."""
-        names = ["reward", *(name for name in self.rewards if name != "train"), "agreement", "floaters", "fog"]
+        names = ["reward", *(name for name in self.rewards if name != "train")]
+        names += [] if isinstance(self.scene, ImageConfig) else ["agreement", "floaters", "fog"]
         names += ["color", "shape"] if self.evaluation.oracle else []
         return {name: f"eval/{name}" for name in names} | {"seconds": "seconds"}
+
+    def _check_2d(self, scene: ImageConfig) -> None:
+        """A picture has no sides, and nothing shows behind it."""
+        smallest = min(self.cameras.height, self.cameras.width)
+        if smallest < 2**scene.num_levels:
+            message = f"must be at most log2 of cameras.height and cameras.width ({smallest}); got {scene.num_levels}"
+            raise ConfigError("scene.num_levels", message)
+        if self.cameras.group_size != 1:
+            message = (
+                f"must be 1 with scene.kind image, where every picture stands alone; got {self.cameras.group_size}"
+            )
+            raise ConfigError("cameras.group_size", message)
+        if self.prompting.view_dependent:
+            raise ConfigError("prompting.view_dependent", "must be false with scene.kind image: a picture has no sides")
+        if self.background.kind == "learned":
+            message = "must be flat or none with scene.kind image: nothing shows behind a picture; got learned"
+            raise ConfigError("background.kind", message)
 
 
 def experiment(config: Mapping[str, Any]) -> ExperimentConfig:

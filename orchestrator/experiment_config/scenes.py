@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from orchestrator.schema import ConfigError, NonNegative, Positive, Range, WholeNumber
+from orchestrator.schema import ConfigError, Count, NonNegative, Positive, Range, WholeNumber
 
 GridSize = Annotated[int, Range(low=2)]
 
@@ -36,12 +36,22 @@ class VoxelGridConfig:
             )
 
 
-SceneConfig = VoxelGridConfig
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """See ``psd.scenes.image.ImageConfig``, whose height and width are those of `cameras`."""
+
+    kind: Literal["image"] = "image"
+    num_levels: Count = 4
+    lr: Positive = 0.1
+    smoothness: NonNegative = 0.0
+
+
+SceneConfig = VoxelGridConfig | ImageConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlatBackgroundConfig:
-    """White, grey or black, drawn each step and named in the prompt."""
+    """White, grey or black, drawn each step and named in the prompt; in 2D always white."""
 
     kind: Literal["flat"] = "flat"
 
@@ -54,4 +64,11 @@ class LearnedBackgroundConfig:
     lr: Positive = 1e-3
 
 
-BackgroundConfig = FlatBackgroundConfig | LearnedBackgroundConfig
+@dataclass(frozen=True, kw_only=True)
+class NoBackgroundConfig:
+    """Black, and the prompt does not say so: for pictures, which fill their frame."""
+
+    kind: Literal["none"] = "none"
+
+
+BackgroundConfig = FlatBackgroundConfig | LearnedBackgroundConfig | NoBackgroundConfig

@@ -10,19 +10,22 @@ import torch
 from orchestrator.experiment_config.experiment import EvaluationConfig
 from psd.cameras import Cameras, CameraSampler, turntable
 from psd.evaluation.held_out import geometry_scores, held_out_cameras, mean_rewards
-from psd.export import contact_sheet, field_to_mesh, save_mesh, save_turntable
+from psd.export import contact_sheet, field_to_mesh, save_image, save_mesh, save_turntable
 from psd.optimization import Optimization
 from psd.rewards.base import Reward
 from psd.scenes.backgrounds import Background
-from psd.scenes.base import Render
-from psd.scenes.voxel_grid import VoxelGrid
+from psd.scenes.base import Field, Render, Scene
+from psd.scenes.image import ImageScene
 from psd.toybox.oracle import Oracle
 
 TURNTABLE_FRAMES = 24
 
 
 class Evaluator:
-    """Judges a scene from held-out views, and makes the pictures and the mesh that people look at."""
+    """Judges a scene from held-out views, and makes the pictures and the mesh that people look at.
+
+    A 2D scene looks the same from everywhere: it is judged by one view, and saved as a picture.
+    """
 
     def __init__(
         self,
@@ -48,37 +51,48 @@ class Evaluator:
     def __call__(self, optimization: Optimization, *, final: bool) -> tuple[dict[str, float], dict[str, Path]]:
         """The scores, and the files it wrote."""
         scene, background = optimization.scene, optimization.background
-        assert isinstance(scene, VoxelGrid)
+        num_views = 1 if scene.num_dimensions == 2 else len(self._cameras)
+        cameras = self._cameras[:num_views]
         scene.eval()
         try:
-            render = scene.render(self._cameras, background.fixed(self._cameras).rgb)
+            render = _render(scene, background, cameras)
             scores = mean_rewards(render, self._prompt, self._rewards)
             if self._oracle is not None:
                 verdict = self._oracle.judge(render.rgb, self._prompt)
                 scores |= {f"eval/{name}": share for name, share in verdict.items()}
-            files = {"contact_sheet": self._save_contact_sheet(scene, background)}
+            files = {"contact_sheet": self._save_contact_sheet(scene, background, num_views)}
+            field = scene.field()
+            if final and field is not None:
+                scores |= geometry_scores(render, cameras, field)
             if final:
-                scores |= geometry_scores(render, self._cameras, scene.field())
-                files |= self._save_asset(scene, background)
+                files |= self._save_asset(scene, background, field)
         finally:
             scene.train()
         return scores, files
 
-    def _save_contact_sheet(self, scene: VoxelGrid, background: Background) -> Path:
-        cameras = self._picture_cameras
+    def _save_contact_sheet(self, scene: Scene, background: Background, num_views: int) -> Path:
+        cameras = self._picture_cameras[:num_views]
         rgb = _render(scene, background, cameras).rgb
-        captions = [f"{azimuth:.0f}°" for azimuth in cameras.azimuth_deg.tolist()]
+        captions = [f"{azimuth:.0f}°" if num_views > 1 else "" for azimuth in cameras.azimuth_deg.tolist()]
         order = cameras.azimuth_deg.argsort()
-        sheet = contact_sheet(rgb[order], [captions[i] for i in order.tolist()], columns=4, title=self._prompt)
+        sheet = contact_sheet(
+            rgb[order], [captions[i] for i in order.tolist()], columns=min(4, num_views), title=self._prompt
+        )
         path = self._output / "contact_sheet.png"
         sheet.save(path)
         return path
 
-    def _save_asset(self, scene: VoxelGrid, background: Background) -> dict[str, Path]:
+    def _save_asset(self, scene: Scene, background: Background, field: Field | None) -> dict[str, Path]:
+        if isinstance(scene, ImageScene):
+            path = self._output / "image.png"
+            save_image(scene.rgb[0], path)
+            return {"image": path}
         files = {"turntable": self._output / "turntable.gif"}
         save_turntable(_render(scene, background, self._turntable).rgb, files["turntable"])
+        if field is None:
+            return files
         try:
-            mesh = field_to_mesh(scene.field())
+            mesh = field_to_mesh(field)
         except ValueError:  # nothing is solid: the scores say how bad that is, and there is no surface to save
             return files
         files["mesh"] = self._output / "mesh.glb"
@@ -86,5 +100,5 @@ class Evaluator:
         return files
 
 
-def _render(scene: VoxelGrid, background: Background, cameras: Cameras) -> Render:
+def _render(scene: Scene, background: Background, cameras: Cameras) -> Render:
     return scene.render(cameras, background.fixed(cameras).rgb)

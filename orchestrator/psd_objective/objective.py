@@ -53,7 +53,7 @@ class PsdObjective:
         cameras = build_cameras(config.cameras)
         with torch.random.fork_rng():
             torch.manual_seed(spec.seed)  # networks draw their first weights from the global generator
-            scene, background = build_scene(config.scene, spec.seed), build_background(config.background)
+            scene, background = build_scene(config, spec.seed), build_background(config.background)
         optimization = Optimization(
             scene=scene.to(self._device),
             background=background.to(self._device),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from orchestrator.experiment_config.cameras import CamerasConfig
+from orchestrator.experiment_config.experiment import ExperimentConfig
 from orchestrator.experiment_config.scenes import (
     BackgroundConfig,
     FlatBackgroundConfig,
+    ImageConfig,
     LearnedBackgroundConfig,
-    SceneConfig,
+    NoBackgroundConfig,
+    VoxelGridConfig,
 )
 from psd.cameras import CameraSampler
-from psd.scenes import voxel_grid
-from psd.scenes.backgrounds import Background, FlatBackground, LearnedBackground
+from psd.scenes import image, voxel_grid
+from psd.scenes.backgrounds import Background, FlatBackground, LearnedBackground, NoBackground
+from psd.scenes.base import Scene
+from psd.scenes.image import ImageScene
 from psd.scenes.voxel_grid import VoxelGrid
 
 
@@ -27,9 +32,14 @@ def build_cameras(config: CamerasConfig) -> CameraSampler:
     )
 
 
-def build_scene(config: SceneConfig, seed: int) -> VoxelGrid:
+def build_scene(experiment: ExperimentConfig, seed: int) -> Scene:
+    config, cameras = experiment.scene, experiment.cameras
     settings = {name: value for name, value in vars(config).items() if name != "kind"}
-    return VoxelGrid(voxel_grid.VoxelGridConfig(**settings), seed=seed)
+    match config:
+        case VoxelGridConfig():
+            return VoxelGrid(voxel_grid.VoxelGridConfig(**settings), seed=seed)
+        case ImageConfig():
+            return ImageScene(image.ImageConfig(height=cameras.height, width=cameras.width, **settings))
 
 
 def build_background(config: BackgroundConfig) -> Background:
@@ -38,3 +48,5 @@ def build_background(config: BackgroundConfig) -> Background:
             return FlatBackground()
         case LearnedBackgroundConfig(lr=lr):
             return LearnedBackground(lr=lr)
+        case NoBackgroundConfig():
+            return NoBackground()

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor
 
-from psd.scenes.volume_rendering import SCENE_RADIUS, Field, density_on_lattice, solid_density
+from psd.scenes.base import Field
+from psd.scenes.volume_rendering import SCENE_RADIUS, density_on_lattice, solid_density
 
 VISIBLE_OPACITY = 0.05
 

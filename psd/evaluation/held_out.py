@@ -10,8 +10,7 @@ from psd.cameras import Cameras, CameraSampler
 from psd.evaluation.consistency import agreement
 from psd.evaluation.floaters import floater_share, fog
 from psd.rewards.base import Reward
-from psd.scenes.base import Render
-from psd.scenes.volume_rendering import Field
+from psd.scenes.base import Field, Render
 
 
 def held_out_cameras(sampler: CameraSampler, num_views: int = 8) -> Cameras:

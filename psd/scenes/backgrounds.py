@@ -66,6 +66,19 @@ class FlatBackground(Background):
         return BackgroundSample(rgb=cameras.c2w.new_full((3,), self.levels[phrase]), phrase=phrase)
 
 
+class NoBackground(Background):
+    """Black, and the prior is told nothing: for pictures, which fill their frame."""
+
+    def sample(self, generator: torch.Generator, cameras: Cameras) -> BackgroundSample:
+        return self.fixed(cameras)
+
+    def fixed(self, cameras: Cameras) -> BackgroundSample:
+        return BackgroundSample(rgb=cameras.c2w.new_zeros(3), phrase="")
+
+    def param_groups(self) -> list[ParamGroup]:
+        return []
+
+
 class LearnedBackground(Background):
     """A small network of the ray direction, replaced by one random colour in half of the steps (MVDream's recipe)."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import ClassVar, Protocol, TypedDict, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,18 @@ class Render:
     normals: Float[Tensor, "v 3 h w"] | None = None
 
 
+@runtime_checkable
+class Field(Protocol):
+    """A density (per unit of length) and a colour at every point of the scene's sphere."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def density(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]: ...
+
+    def color(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, "p 3"]: ...
+
+
 class ParamGroup(TypedDict):
     name: str
     params: list[nn.Parameter]
@@ -29,6 +41,8 @@ class ParamGroup(TypedDict):
 
 class Scene(nn.Module, ABC):
     """What is optimised. Its state dict is everything that a checkpoint must hold of it."""
+
+    num_dimensions: ClassVar[int] = 3  # 2: cameras give the size and the number of pictures, and nothing else
 
     @abstractmethod
     def render(self, cameras: Cameras, background: Float[Tensor, "3"] | Float[Tensor, "v 3 h w"]) -> Render: ...
@@ -43,6 +57,10 @@ class Scene(nn.Module, ABC):
     @abstractmethod
     def on_step(self, step: int) -> None:
         """Called after every optimiser step: coarse-to-fine, occupancy updates."""
+
+    def field(self) -> Field | None:
+        """What fills space at this moment, for meshes and measures of geometry; None where nothing does."""
+        return None
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ Shapes: v = views, n = rays, s = samples along a ray, p = points.
 from __future__ import annotations
 
 import math
-from typing import Protocol, runtime_checkable
 
 import nerfacc
 import torch
@@ -18,24 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd.cameras import Cameras
-from psd.scenes.base import Render
+from psd.scenes.base import Field, Render
 
 SCENE_RADIUS = 1.15
 MIN_RELATIVE_WEIGHT = 0.05  # of the heaviest sample of the ray; lighter samples are not asked for a colour,
 MIN_ABSOLUTE_WEIGHT = 2e-3  # nor are those below this, unless the ray has no heavier one
 MAX_RAYS_AT_ONCE = 16384  # bounds memory for large pictures
-
-
-@runtime_checkable
-class Field(Protocol):
-    """A density (per unit of length) and a colour at every point of the scene's sphere."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def density(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, " p"]: ...
-
-    def color(self, points: Float[Tensor, "p 3"]) -> Float[Tensor, "p 3"]: ...
 
 
 def render_field(

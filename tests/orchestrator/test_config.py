@@ -185,6 +185,7 @@ def test_a_mistake_in_a_variant_is_told(tmp_path: Path, search: dict[str, Any], 
         load(tmp_path, "trials=2", search={"variants": {"a": {}}})
 
 
+IN_2D = {"scene": {"kind": "image"}, "cameras": {"group_size": 1}}
 BAD: list[tuple[str, dict[str, Any], str]] = [
     # what is wrong, the change to the file, the line after "psd: FILE: "
     ("unknown key", {"trails": 3}, "trails: unknown key; did you mean trials?"),
@@ -194,7 +195,12 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("wrong type, bool", {"trials": True}, "trials: must be a whole number; got True (bool)"),
     ("text for a number", {"distillation": {"guidance_scale": "high"}}, "distillation.guidance_scale: must be a numbe"),
     ("not a list", {"prompts": "a red cube"}, "prompts: must be a list; got 'a red cube' (str)"),
-    ("not a mapping", {"scene": 3}, "scene: must be a mapping with keys among kind, resolution"),
+    ("not a mapping", {"scene": 3}, "scene: must be a mapping with a `kind`; got 3 (int)"),
+    ("a metric of 3D in 2D", {**IN_2D, "objective": {"metric": "fog"}}, "objective.metric: must be one of reward"),
+    ("views in 2D", {"scene": {"kind": "image"}}, "cameras.group_size: must be 1 with scene.kind image"),
+    ("sides in 2D", {**IN_2D, "prompting": {"view_dependent": True}}, "prompting.view_dependent: must be false with s"),
+    ("learned behind 2D", {**IN_2D, "background": {"kind": "learned"}}, "background.kind: must be flat or none with s"),
+    ("too many levels", {**IN_2D, "scene": {"kind": "image", "num_levels": 6}}, "scene.num_levels: must be at most lo"),
     ("below its range", {"trials": 0}, "trials: must be >= 1; got 0"),
     ("outside its range", {"distillation": {"residual": {"rescale": 2}}}, "rescale: must be >= 0 and <= 1; got 2.0"),
     ("negative steps", {"optimization": {"num_steps": -5}}, "optimization.num_steps: must be >= 1; got -5"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
 from orchestrator.config import CONF
 from orchestrator.experiment_config.distillation import NegativeEmbeddingConfig
@@ -68,6 +69,18 @@ def test_scores_and_pictures_come_when_they_are_due(spec: RunSpec, tmp_path: Pat
     assert experiment(spec.config).metrics.items() <= {n.removeprefix("eval/"): n for n in last.metrics}.items()
     assert {"contact_sheet", "turntable"} <= last.files.keys()
     assert all(path.stat().st_size for path in last.files.values())
+
+
+def test_in_2d_a_picture_comes_out(spec: RunSpec, tmp_path: Path) -> None:
+    config = {**spec.config, "scene": {"kind": "image", "num_levels": 2}, "background": {"kind": "none"}}
+    config["cameras"] = {"height": 16, "width": 24, "group_size": 1, "num_groups": 2}
+    run = PsdObjective().start(replace(spec, config=config), tmp_path, None)
+    *_, last = (run.advance() for _ in range(3))
+    assert experiment(config).metrics.items() <= {n.removeprefix("eval/"): n for n in last.metrics}.items()
+    assert not {"eval/fog", "eval/floaters", "eval/agreement"} & last.metrics.keys()
+    assert list(last.files) == ["contact_sheet", "image"]
+    with Image.open(last.files["image"]) as picture:
+        assert picture.size == (24, 16)
 
 
 def test_the_models_stay_warm(spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
