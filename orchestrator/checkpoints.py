@@ -168,15 +168,17 @@ class FsspecCheckpoints:
         return (_open_url, (self._url, self._keep, self._options))  # connections are made anew in the worker
 
     def latest(self, run_id: str) -> str | None:
+        folder = self._folder(run_id)
         with _told_as_os_errors(self._url):
-            for manifest in reversed(self._manifests(run_id)):
+            for manifest in reversed(self._manifests(folder)):
                 if self._files(manifest) is not None:
                     return manifest.removesuffix(".json")
         return None
 
     @contextmanager
     def write(self, lease: Lease, step: int) -> Iterator[Path]:
-        target = f"{self._folder(lease.spec.run_id)}/{lease.fence}/{_name(step)}"
+        parent = self._folder(lease.spec.run_id)
+        target = f"{parent}/{lease.fence}/{_name(step)}"
         with tempfile.TemporaryDirectory(prefix="psd-checkpoint-") as temporary:
             folder = Path(temporary)
             yield folder
@@ -188,7 +190,7 @@ class FsspecCheckpoints:
                     self._fs.put_file(str(folder / name), f"{target}/{name}")
                 self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
                 self._fs.pipe_file(f"{target}.json", json.dumps(sizes).encode())
-                self._prune(lease)
+                self._prune(parent, lease.fence)
 
     @contextmanager
     def read(self, location: str) -> Iterator[Path]:
@@ -207,19 +209,20 @@ class FsspecCheckpoints:
             yield folder
 
     def remove(self, run_id: str) -> None:
+        folder = self._folder(run_id)
         with _told_as_os_errors(self._url):
-            for manifest in self._manifests(run_id):
+            for manifest in self._manifests(folder):
                 self._remove(manifest)
             with suppress(FileNotFoundError):
-                self._fs.rm(self._folder(run_id), recursive=True)
+                self._fs.rm(folder, recursive=True)
 
     def _folder(self, run_id: str) -> str:
         return f"{self._root}/{durable.path_component(run_id)}"
 
-    def _manifests(self, run_id: str) -> list[str]:
+    def _manifests(self, folder: str) -> list[str]:
         """Of all leases, the one to resume from last."""
         self._fs.invalidate_cache()
-        found = [str(path) for path in self._fs.glob(f"{self._folder(run_id)}/*/step-*.json")]
+        found = [str(path) for path in self._fs.glob(f"{folder}/*/step-*.json")]
         return sorted(found, key=lambda path: (path.split("/")[-2], step_of(path.removesuffix(".json"))))
 
     def _files(self, manifest: str) -> dict[str, int] | None:
@@ -232,9 +235,9 @@ class FsspecCheckpoints:
             return None
         return content
 
-    def _prune(self, lease: Lease) -> None:
-        for manifest in self._manifests(lease.spec.run_id)[: -self._keep]:
-            if manifest.split("/")[-2] <= lease.fence:
+    def _prune(self, folder: str, fence: str) -> None:
+        for manifest in self._manifests(folder)[: -self._keep]:
+            if manifest.split("/")[-2] <= fence:
                 self._remove(manifest)
 
     def _remove(self, manifest: str) -> None:

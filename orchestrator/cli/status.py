@@ -8,10 +8,11 @@ from rich.console import Console
 
 from orchestrator import config
 from orchestrator.cli.asset import show_asset
-from orchestrator.cli.sweep import is_held, other_metrics, typed, where_to_look
+from orchestrator.cli.sweep import other_metrics, typed, where_to_look
 from orchestrator.report.tables import best_row, format_params, format_value, terminal_table, trial_rows
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import Suggestion, TrialRecord
+from orchestrator.sweep_lock import holder
 
 
 def status_command(output: Path) -> int:
@@ -25,7 +26,7 @@ def status_command(output: Path) -> int:
     rows = trial_rows(records, maximize=settings.objective.direction == "maximize")
     done = sum(record.state == "complete" for record in records)
     failed = sum(record.state == "failed" for record in records)
-    state = "running" if is_held(output) else "finished" if done + failed >= sweep.num_trials else "stopped"
+    state = "running" if holder(output) else "finished" if done + failed >= sweep.num_trials else "stopped"
     console.print(
         f"[bold]{settings.name}[/bold]: {state}, {done}/{sweep.num_trials} trials, {failed} failed", highlight=False
     )
@@ -53,7 +54,7 @@ def _show_asset_status(sweep: config.Sweep, console: Console) -> None:
     [spec] = config.plan_trial(sweep, Suggestion(number=0, params={})).runs
     folder = RunFolder(sweep.output / "runs", spec.run_id)
     result, rows = folder.result(), folder.metrics()
-    state = "finished" if result is not None else "running" if is_held(sweep.output) else "stopped"
+    state = "finished" if result is not None else "running" if holder(sweep.output) else "stopped"
     step, num_steps = int(rows[-1]["step"]) if rows else 0, sweep.experiment["optimization"]["num_steps"]
     console.print(f"[bold]{spec.prompt}[/bold]: {state}, step {step}/{num_steps}", highlight=False)
     if result is not None:

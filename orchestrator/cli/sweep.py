@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -17,20 +16,20 @@ from rich.console import Console
 
 from orchestrator import config, durable
 from orchestrator.budget import Budget
-from orchestrator.checkpoints import DirectoryCheckpoints
+from orchestrator.checkpoints import CheckpointStore, DirectoryCheckpoints, FsspecCheckpoints
 from orchestrator.cli.display import Display, SweepView, choose_display
 from orchestrator.clock import SystemClock
 from orchestrator.config import Sweep
 from orchestrator.driver import SweepDriver
 from orchestrator.errors import SweepAbortedError, UserError
 from orchestrator.experiment_config.experiment import experiment
-from orchestrator.failure import FailurePolicy
 from orchestrator.objective import Objective
 from orchestrator.pool import Pool
 from orchestrator.psd_inputs import check_inputs
 from orchestrator.report.tables import as_overrides, best_row, best_yaml, terminal_table, trial_rows, trials_csv
 from orchestrator.schema import ConfigError, join
 from orchestrator.study import Study, TrialRecord
+from orchestrator.sweep_lock import HeldError, held
 from orchestrator.tracking import NullTracker, Tracker
 from orchestrator.trial import RunSpec
 from orchestrator.worker import WorkerSetup
@@ -68,6 +67,12 @@ def check(sweep: Sweep) -> None:
             check_inputs(experiment(settings), sweep.config.prompts)
         except ConfigError as error:
             raise UserError(error.message, file=sweep.source, key=join(prefix, error.key)) from None
+    location = sweep.config.checkpoints.location
+    try:
+        if location is not None:
+            FsspecCheckpoints(_url(location))
+    except ValueError as error:
+        raise UserError(str(error), file=sweep.source, key="checkpoints.location") from None
     config.check_output(sweep)
 
 
@@ -136,31 +141,22 @@ def run_sweep(sweep: Sweep, console: Console) -> int:
 
 @contextmanager
 def hold(sweep: Sweep) -> Iterator[None]:
-    """Keep a second driver out of the output folder."""
+    """Keep a second driver out of the output folder.
+
+    Raises:
+        UserError: there is one; it says who.
+    """
     sweep.output.mkdir(parents=True, exist_ok=True)
-    with (sweep.output / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{sweep.output} is being worked on by another process",
-                file=sweep.source,
-                key="output",
-                remedy=f"see how far it is: psd status {sweep.output}",
-            ) from None
-        yield
-
-
-def is_held(output: Path) -> bool:
-    """Whether a driver is at work in the folder."""
-    if not (output / ".lock").exists():
-        return False
-    with (output / ".lock").open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        with held(sweep.output):
+            yield
+    except HeldError as error:
+        raise UserError(
+            f"{sweep.output} is being worked on by {error.holder or 'another process'}",
+            file=sweep.source,
+            key="output",
+            remedy=f"see how far it is: psd status {sweep.output}",
+        ) from None
 
 
 def worker_setup(sweep: Sweep) -> WorkerSetup:
@@ -168,10 +164,23 @@ def worker_setup(sweep: Sweep) -> WorkerSetup:
     return WorkerSetup(
         objective=make_objective,
         runs=runs,
-        checkpoints=DirectoryCheckpoints(runs),
+        checkpoints=checkpoint_store(sweep),
         tracker=make_tracking(sweep),
         checkpoint_every=sweep.experiment["checkpoint_every"],
     )
+
+
+def checkpoint_store(sweep: Sweep) -> CheckpointStore:
+    """Where the runs of a claimed output folder keep their checkpoints."""
+    settings = sweep.config.checkpoints
+    if settings.location is None:
+        return DirectoryCheckpoints(sweep.output.resolve() / "runs", keep=settings.keep)
+    folder = f"{sweep.config.name}-{config.output_id(sweep)}"  # of this sweep's own, whoever else uses the place
+    return FsspecCheckpoints(f"{_url(settings.location)}/{folder}", keep=settings.keep)
+
+
+def _url(location: str) -> str:
+    return location.rstrip("/") if "://" in location else f"file://{Path(location).resolve()}"
 
 
 def make_objective() -> Objective:
@@ -269,10 +278,11 @@ def _driver(
         metric=sweep.metric,
         runs=setup.runs,
         checkpoints=setup.checkpoints,
-        failure_policy=FailurePolicy(),
+        failure_policy=sweep.config.failures.policy(),
         budget=Budget(max_trials=sweep.num_trials),
         clock=clock,
         on_event=display.on_event,
+        keeps_checkpoints=not sweep.config.checkpoints.remove_finished,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,22 @@ def claim_output(sweep: Sweep) -> bool:
         UserError: the folder belongs to another sweep, or to something else.
     """
     file = sweep.output / "sweep.json"
-    record = {"fingerprint": sweep.fingerprint(), "sweep": sweep.to_plain()}
     known = file.is_file()
     if known:
         check_output(sweep)
+    record = {
+        "id": output_id(sweep) if known else uuid.uuid4().hex[:8],
+        "fingerprint": sweep.fingerprint(),
+        "sweep": sweep.to_plain(),
+    }
     sweep.output.mkdir(parents=True, exist_ok=True)
     durable.write_text(file, json.dumps(record, indent=2) + "\n")
     return known
+
+
+def output_id(sweep: Sweep) -> str:
+    """What tells the sweep of this output folder from one of the same name in another."""
+    return str(json.loads((sweep.output / "sweep.json").read_text())["id"])
 
 
 def holds(sweep: Sweep) -> bool:
@@ -41,7 +51,7 @@ def check_output(sweep: Sweep) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"must be a folder; {output} is a file", file=sweep.source, key="output")
     if not (output / "sweep.json").is_file():
-        if output.is_dir() and any(path.name != ".lock" for path in output.iterdir()):
+        if output.is_dir() and any(not _is_ours(path) for path in output.iterdir()):
             raise UserError(f"{output} holds other files; choose another", file=sweep.source, key="output")
         return
     difference = _difference(sweep)
@@ -52,6 +62,11 @@ def check_output(sweep: Sweep) -> None:
             key="output",
             remedy=f"choose another `name` or `output`, or continue that one: psd resume {output}",
         )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is what a driver makes, or was killed over making, before there is a `sweep.json`."""
+    return path.name == ".lock" or path.name.startswith((".now-", ".sweep.json."))
 
 
 def _difference(sweep: Sweep) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.config.durability import CheckpointsConfig, FailuresConfig
 from orchestrator.experiment_config.experiment import experiment
 from orchestrator.placement import WorkerShape
 from orchestrator.schema import ConfigError, Count, WholeNumber
@@ -19,7 +20,17 @@ from orchestrator.trial import Scalar
 VARIANT = "variant"  # the one parameter of a trial in a sweep of named variants
 DEFAULT_TRIALS = 12
 # What may change between two starts of one sweep; everything else defines it.
-CHANGEABLE = ("trials", "workers", "worker", "tracking", "storage", "output", "checkpoint_every")
+CHANGEABLE = (
+    "trials",
+    "workers",
+    "worker",
+    "tracking",
+    "storage",
+    "output",
+    "checkpoint_every",
+    "checkpoints",
+    "failures",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +77,8 @@ class SweepConfig:
     output: str
     storage: str | None = None
     tracking: TrackingConfig = TrackingConfig()
+    failures: FailuresConfig = FailuresConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
 
     def __post_init__(self) -> None:
         for name in ("prompts", "seeds"):

@@ -8,20 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from orchestrator import cli, config
+from orchestrator import cli, config, sweep_lock
 from orchestrator.cli.display import SweepView
 from orchestrator.cli.sweep import typed
 from orchestrator.clock import ManualClock
 from orchestrator.driver import RunLeased, TrialCompleted, TrialFailed, TrialStarted
+from orchestrator.local_pool import LocalPool
+from orchestrator.objective import Run
 from orchestrator.report.tables import best_yaml, format_params, trial_rows, trials_csv
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import Suggestion, TrialRecord
 from orchestrator.trial import Lease, RunFinished, RunProgressed, RunSpec, TrialSpec
+from orchestrator.worker import WorkerSetup
 
 ROOT = Path(__file__).parents[2]
 GUIDANCE = "distillation.guidance_scale"
@@ -88,6 +92,11 @@ def run(*arguments: object) -> int:
         ),
         (["sweep", "tiny.yaml", "output=experiment"], "psd: tiny.yaml: output: experiment holds other files"),
         (["sweep", "tiny.yaml", "storage=sqlite:////nowhere/s.db"], "psd: tiny.yaml: storage: the storage sqlite:"),
+        (
+            ["sweep", "tiny.yaml", "checkpoints.location=xyz://a"],
+            "psd: tiny.yaml: checkpoints.location: xyz://a cannot",
+        ),
+        (["sweep", "tiny.yaml", "failures.max_attempts=0"], "psd: command line: failures.max_attempts: must be >= 1"),
         (["run", "a zebra"], "psd: psd run: prompts[0]: the built-in world cannot read"),
         (["run", "a red cube", "seeds=[0,1]"], "psd: psd run: makes one object, with one seed and without a search"),
         (["run", "a red cube", "prompts=[a blue cone]"], "psd: command line: prompts: is what stands after `psd run`"),
@@ -218,6 +227,45 @@ def test_a_sweep_ends_with_a_table_and_goes_on_when_asked_for_more(
     capfd.readouterr()
     assert run("status", "outputs/tiny") == 0
     assert "finished, 2/2 trials" not in capfd.readouterr().out
+
+
+class Unstartable:
+    def start(self, spec: RunSpec, output: Path, resume_from: Path | None) -> Run:
+        raise ValueError("nothing fits this shape")
+
+
+class ClosingPool(LocalPool):
+    closed = 0
+
+    def __init__(self, setup: WorkerSetup, **options: object) -> None:
+        super().__init__(replace(setup, objective=Unstartable))
+
+    def close(self) -> None:
+        ClosingPool.closed += 1
+        super().close()
+
+
+def test_a_sweep_in_which_everything_fails_is_given_up_and_its_workers_are_closed(
+    sweep_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("orchestrator.ray_pool.RayPool", ClosingPool)
+    assert run("sweep", sweep_file, "trials=9", "failures.give_up_after=3") == 1
+    told = capsys.readouterr()
+    assert (
+        told.err == "psd: all of the first 3 trials failed, the last one with: t0002-p00-s0: nothing fits this shape\n"
+    )
+    assert ClosingPool.closed == 1
+    assert "Traceback" not in told.out
+    with sweep_lock.held(Path("outputs/tiny")):  # and the folder is free
+        assert run("status", "outputs/tiny") == 0
+    assert "3 failed" in capsys.readouterr().out
+
+
+def test_a_folder_whose_first_driver_was_killed_at_once_is_not_lost(sweep_file: Path) -> None:
+    Path("outputs/tiny").mkdir(parents=True)
+    for name in (".lock", ".now-x1", ".sweep.json.4711"):
+        Path("outputs/tiny", name).touch()
+    assert run("sweep", sweep_file, "--dry-run") == 0
 
 
 @pytest.mark.timeout(600)

@@ -1,0 +1,92 @@
+"""Two drivers on one sweep: the second is refused, and told who the first is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator import sweep_lock
+from orchestrator.sweep_lock import HeldError, held, holder
+
+_HOLDER = """
+import pathlib, sys, time
+from orchestrator.sweep_lock import held
+with held(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_driver_is_told_who_the_first_is(tmp_path: Path) -> None:
+    assert holder(tmp_path) is None
+    with held(tmp_path):
+        with pytest.raises(HeldError) as refused, held(tmp_path):
+            pass
+        told = refused.value.holder
+        assert told is not None
+        assert (told.host, told.pid) == (socket.gethostname(), os.getpid())
+        assert str(told).startswith(f"process {os.getpid()} on {socket.gethostname()}, since 20")
+        assert holder(tmp_path) == told
+    assert holder(tmp_path) is None
+    with held(tmp_path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
+
+
+def test_a_killed_drivers_lock_is_free_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        told = holder(tmp_path)
+        assert told is not None
+        assert told.pid == process.pid
+        with pytest.raises(HeldError), held(tmp_path):
+            pass
+        process.send_signal(signal.SIGKILL)
+    assert json.loads((tmp_path / ".lock").read_text())["pid"] == process.pid, "it could not say goodbye"
+    assert holder(tmp_path) is None
+    with held(tmp_path):
+        pass
+
+
+def test_where_locks_do_not_reach_other_hosts_a_driver_there_is_believed_while_it_touches_the_file(
+    tmp_path: Path,
+) -> None:
+    lock = tmp_path / ".lock"
+    lock.write_text('{"host": "gpu-17", "pid": 4711, "since": "2026-11-22 10:00:00"}\n')
+    with pytest.raises(HeldError) as refused, held(tmp_path):
+        pass
+    assert str(refused.value.holder) == "process 4711 on gpu-17, since 2026-11-22 10:00:00"
+    assert holder(tmp_path) == refused.value.holder
+    modified_s = lock.stat().st_mtime - sweep_lock.STALE_S - 1
+    os.utime(lock, (modified_s, modified_s))
+    assert holder(tmp_path) is None
+    with held(tmp_path):
+        assert holder(tmp_path) == holder(tmp_path)
+
+
+def test_the_holder_touches_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_lock, "REFRESH_S", 0.01)
+    touched: list[Path] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", touched.append)
+        with held(tmp_path):
+            while len(touched) < 3:
+                pass
+    assert touched[0] == tmp_path / ".lock"
+
+
+@pytest.mark.parametrize("torn", ["", "{", '{"host": "gpu-17"}', "null"])
+def test_a_torn_lock_is_nobodys(tmp_path: Path, torn: str) -> None:
+    (tmp_path / ".lock").write_text(torn)
+    assert holder(tmp_path) is None
+    with held(tmp_path):
+        pass
