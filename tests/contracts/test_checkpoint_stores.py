@@ -6,6 +6,7 @@ import json
 import pickle
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -208,10 +209,8 @@ def test_a_writer_killed_at_any_boundary_leaves_the_old_checkpoint_or_the_new_on
         with monkeypatch.context() as patch:
             for name in ("makedirs", "put_file", "pipe_file", "rm_file", "rm"):
                 patch.setattr(store._fs, name, counted(getattr(store._fs, name)))
-            try:
+            with suppress(Interrupted):
                 write(store, 20, lease(run_id, attempt=1))
-            except Interrupted:
-                pass
         steps.append(read(store, run_id)[0])
         write(store, 30, lease(run_id, attempt=2))
         assert read(store, run_id) == (30, "30")
