@@ -21,12 +21,13 @@ class PromptEmbeddings:
     prompt: str
     positive: Float[Tensor, "v tokens dim"]
     negative: Float[Tensor, "v tokens dim"]
+    null: Float[Tensor, "v tokens dim"]  # no prompt at all; ``negative`` itself where that is empty
 
 
 class PromptEncoder:
     """Embeds prompts for given views and a given background phrase; each text is embedded once.
 
-    The phrase goes into the positive and the negative prompt, so that guidance does not push against the background.
+    The phrase goes into every prompt, so that guidance does not push against the background.
     """
 
     def __init__(self, prior: Prior, *, negative_prompt: str = "", view_dependent: bool = False) -> None:
@@ -37,10 +38,12 @@ class PromptEncoder:
 
     def __call__(self, prompt: str, cameras: Cameras, phrase: str = "") -> PromptEmbeddings:
         directions = view_directions(cameras) if self._view_dependent else [""] * len(cameras)
-        positive = [_join(prompt, direction, phrase) for direction in directions]
-        negative = [_join(self._negative_prompt, phrase)] * len(cameras)
-        self._embed(set(positive) | set(negative))
-        return PromptEmbeddings(prompt, positive=self._stack(positive), negative=self._stack(negative))
+        texts = [_join(prompt, direction, phrase) for direction in directions]
+        unwanted = _join(self._negative_prompt, phrase)
+        self._embed({*texts, unwanted, phrase})
+        negative = self._stack([unwanted] * len(cameras))
+        null = negative if unwanted == phrase else self._stack([phrase] * len(cameras))
+        return PromptEmbeddings(prompt, positive=self._stack(texts), negative=negative, null=null)
 
     def _embed(self, texts: set[str]) -> None:
         new = sorted(texts - self._embedded.keys())

@@ -1,4 +1,4 @@
-"""Schedules: numbers that depend on the optimisation step."""
+"""Schedules: numbers that depend on the optimisation step, and the steps at which something happens."""
 
 from __future__ import annotations
 
@@ -73,6 +73,23 @@ class Piecewise:
 
 
 Schedule = Constant | Linear | Cosine | Piecewise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Every ``interval``-th step from ``start`` on, before ``stop``; None goes on to the end."""
+
+    start: int = 0
+    interval: int = 1
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise ValueError(f"interval must be >= 1, got {self.interval}")
+
+    def __contains__(self, step: int) -> bool:
+        running = step >= self.start and (self.stop is None or step < self.stop)
+        return running and (step - self.start) % self.interval == 0
 
 
 def _check_steps(start_step: int, end_step: int) -> None:

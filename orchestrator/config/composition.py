@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ def compose(folder: Path, name: str, overrides: Sequence[str], source: str, *, t
     searchpath = f'hydra.searchpath=["file://{CONF.resolve()}"]'
     try:
         with initialize_config_dir(config_dir=str(folder.resolve()), version_base="1.3"):
-            config = hydra_compose(name, overrides=[searchpath, *map(_forced, overrides)])
+            chosen = _chosen_groups(folder / f"{name}.yaml")
+            config = hydra_compose(name, overrides=[searchpath, *(_forced(item, chosen) for item in overrides)])
         if OmegaConf.is_missing(config, "name") or "name" not in config:
             OmegaConf.update(config, "name", title, force_add=True)
         plain = OmegaConf.to_container(config, resolve=True)
@@ -41,11 +42,27 @@ def compose(folder: Path, name: str, overrides: Sequence[str], source: str, *, t
     return {str(key): value for key, value in plain.items()}
 
 
-def _forced(override: str) -> str:
-    """``key=value`` sets a key whether or not a file names it; that it exists is checked later, with better words."""
+def _chosen_groups(file: Path) -> set[str]:
+    """The config groups from which a file's own `defaults` choose."""
+    from yaml import safe_load
+
+    content = safe_load(file.read_bytes())
+    defaults = content.get("defaults") if isinstance(content, Mapping) else None
+    choices = [item for item in defaults or [] if isinstance(item, Mapping)]
+    return {str(key).split("@")[0].split()[-1] for choice in choices for key in choice}
+
+
+def _forced(override: str, chosen: Container[str]) -> str:
+    """``key=value`` sets a key whether or not a file names it; that it exists is checked later, with better words.
+
+    ``group=choice`` replaces the file's choice from a group; where it makes none, what is chosen goes over the file.
+    """
     head = override.split("=", 1)[0]
-    is_group = (CONF / head.split("@")[0]).is_dir()
-    return override if override[:1] in "+~" or is_group or "=" not in override or "@" in head else f"++{override}"
+    if override[:1] in "+~" or "=" not in override or "@" in head:
+        return override
+    if (CONF / head).is_dir():
+        return override if head in chosen else f"+{override}"
+    return f"++{override}"
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

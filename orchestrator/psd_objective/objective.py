@@ -54,11 +54,14 @@ class PsdObjective:
         with torch.random.fork_rng():
             torch.manual_seed(spec.seed)  # networks draw their first weights from the global generator
             scene, background = build_scene(config, spec.seed), build_background(config.background)
+            distillation = build_distillation(
+                config.distillation, prior, rewards[TRAIN_REWARD], config.optimization.num_steps
+            )
         optimization = Optimization(
             scene=scene.to(self._device),
             background=background.to(self._device),
             cameras=cameras,
-            distillation=build_distillation(config.distillation, prior, rewards[TRAIN_REWARD]).to(self._device),
+            distillation=distillation.to(self._device),
             prompt_encoder=PromptEncoder(
                 prior, negative_prompt=config.prompting.negative, view_dependent=config.prompting.view_dependent
             ),

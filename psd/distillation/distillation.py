@@ -6,14 +6,16 @@ One step of every method draws K noises, gets K residuals and, where the weighti
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from psd.cameras import Cameras
+from psd.distillation.denoising import Denoiser
+from psd.distillation.learned_score import LearnedScore, LearnedScoreConfig
 from psd.distillation.negative_embedding import (
     NegativeEmbedding,
     NegativeEmbeddingConfig,
@@ -21,13 +23,14 @@ from psd.distillation.negative_embedding import (
     implicit_reward_loss,
 )
 from psd.distillation.residuals import Candidates, Predictions, Residual, Residuals, guide
-from psd.distillation.weightings import RunningSpread, Weighting
+from psd.distillation.reward_gradient import GivenGradient, RewardGradientConfig, add_reward_loss, reward_loss
+from psd.distillation.weightings import RunningSpread, SingleWeighting, Weighting
 from psd.phases import phase
-from psd.priors.base import Prior
+from psd.priors.base import AdaptablePrior, Prior
 from psd.prompts import PromptEmbeddings
 from psd.random import uniform
 from psd.rewards.base import Reward
-from psd.schedules import Constant, Schedule
+from psd.schedules import Constant, Schedule, Steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,21 @@ class DistillationLoss:
     unet_calls: int  # views denoised, once for each candidate and text: the unit in which methods' costs compare
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """When a weighting that needs rewards gets them, and what they look at.
+
+    On all other steps one noise is taken as it is, which costs a K-th of the UNet calls.
+    """
+
+    steps: Steps = Steps()
+    num_ddim_steps: int = 0  # that a candidate at pure noise is denoised with; 0 for the one-step estimate
+
+    def __post_init__(self) -> None:
+        if self.num_ddim_steps < 0:
+            raise ValueError(f"num_ddim_steps must be >= 0, got {self.num_ddim_steps}")
+
+
 @dataclass(frozen=True)
 class _FrozenModels:
     """Keeps the models out of sight of ``nn.Module``, which would put their weights into checkpoints."""
@@ -48,13 +66,15 @@ class _FrozenModels:
 
 
 class Distillation(nn.Module):
-    """A residual and a weighting, with an optional negative embedding. Its state dict is its own small state only.
+    """A residual and a weighting, with an optional reward gradient and an optional negative embedding.
 
     Candidates of a group share a timestep, drawn between ``min_t`` and ``max_t`` (fractions of the prior's timesteps).
-    Rewards of a candidate are averaged over its group's views: a group wins or loses as a whole.
+    Rewards of a candidate are averaged over its group's views: a group wins or loses as a whole. The state dict is its
+    own small state only.
 
     Raises:
-        ValueError: the weighting or the negative embedding needs a reward, or pairs, that are not there.
+        ValueError: a part needs a reward, a differentiable one, ranked candidates or a prior that can be adapted, which
+            are not there.
     """
 
     def __init__(
@@ -64,20 +84,30 @@ class Distillation(nn.Module):
         residual: Residual,
         weighting: Weighting,
         reward: Reward | None = None,
+        ranking: Ranking = Ranking(),
+        reward_gradient: RewardGradientConfig | None = None,
         negative_embedding: NegativeEmbeddingConfig | None = None,
+        learned_score: LearnedScoreConfig = LearnedScoreConfig(),
         min_t: Schedule = Constant(0.02),
         max_t: Schedule = Constant(0.98),
     ) -> None:
         super().__init__()
-        _check(weighting, reward, negative_embedding)
+        _check_reward(weighting, reward, reward_gradient)
+        if negative_embedding is not None:
+            _check_negative(weighting, reward, ranking, negative_embedding)
         self.residual = residual
         self.weighting = weighting
+        self.ranking = ranking
+        self.reward_gradient = reward_gradient
         self.min_t = min_t
         self.max_t = max_t
         self.spread = RunningSpread()
         self.negative_embedding: NegativeEmbedding | None = None
         if negative_embedding is not None:
             self.negative_embedding = NegativeEmbedding(negative_embedding, like=prior.embed([""])[0])
+        self.learned_score: LearnedScore | None = None
+        if residual.needs_learned_score:
+            self.learned_score = LearnedScore(learned_score, _adaptable(prior))
         self._frozen = _FrozenModels(prior, reward)
 
     def forward(
@@ -90,45 +120,69 @@ class Distillation(nn.Module):
     ) -> DistillationLoss:
         """``cameras`` is None in 2D, where every image is a group of its own.
 
-        The gradient of ``total`` with respect to the latents is ``w(t) sum_k a_k delta_k`` divided by the number of
-        views: a sum over values and a mean over views, as in threestudio.
+        Without a reward gradient, the gradient of ``total`` with respect to the latents is ``w(t) sum_k a_k delta_k``
+        divided by the number of views: a sum over values and a mean over views, as in threestudio.
         """
         prior = self._frozen.prior
         with phase("encode"):
             latents = prior.encode(rgb)
         group_size = 1 if cameras is None else cameras.group_size
-        candidates = self._draw(latents.detach(), group_size, step, generator)
-        denoise = _Denoiser(prior, candidates, cameras)
-        negative = self.negative_embedding
-        update = negative if negative is not None and negative.is_due(step) else None
+        is_ranked = self.weighting.needs_rewards and step in self.ranking.steps
+        weighting = self.weighting if is_ranked else SingleWeighting()
+        update = self._due_update(step, is_ranked)
+        candidates = self._draw(latents.detach(), weighting.num_candidates, group_size, step, generator)
+        denoise = Denoiser(prior, cameras)
         with phase("unet"):
-            predictions, reference = self._predict(denoise, prompt, update)
+            predictions, reference = self._predict(denoise, candidates, prompt, cameras, update)
         residuals = self.residual(candidates, predictions, prior.noise_schedule, step)
-        rewards = self._score(residuals, prompt.prompt, group_size, update)
+        rewards = (
+            self._score(residuals, candidates, predictions, denoise, prompt, update, step)
+            if (is_ranked or update is not None)
+            else None
+        )
         terms: dict[str, Tensor] = {"t": candidates.t.float().mean() / prior.noise_schedule.num_timesteps}
-        if update is not None:
-            loss = self._negative_loss(update, candidates, predictions, reference, rewards, step)
-            with phase("negative"):
-                update.update(loss)
-            terms["negative_loss"] = loss.detach()
-        if negative is not None:
-            terms["negative_drift"] = negative.drift
-        scores = None if rewards is None else rewards.detach()
-        if scores is not None:
+        if rewards is not None:
+            scores = rewards.detach()
             terms |= {"reward": scores.mean(), "reward_gap": (scores.amax(0) - scores.amin(0)).mean()}
-        pull = self._combine(candidates, residuals, scores, step)
-        total: Tensor = _Pull.apply(latents, pull)  # type: ignore[no-untyped-call]
-        terms["distillation"] = total.detach()
-        return DistillationLoss(total, terms, denoise.num_calls)
+        if self.negative_embedding is not None:
+            terms |= self._move_negative(update, candidates, predictions, reference, rewards, step)
+        num_calls = denoise.num_calls
+        if self.learned_score is not None:
+            with phase("learned score"):
+                terms["learned_score_loss"] = self.learned_score.update(
+                    latents.detach(), prompt.positive, cameras, generator
+                )
+            num_calls += candidates.noise[:, :, 0, 0, 0].numel() + len(latents)
+        ranks = rewards.detach() if is_ranked and rewards is not None else None
+        pull = self._combine(weighting, candidates, residuals, ranks, step)
+        value = pull.square().sum() / (2 * len(pull))  # that of MVDream's loss
+        total: Tensor = GivenGradient.apply(latents, pull / len(pull), value)  # type: ignore[no-untyped-call]
+        terms["distillation"] = value
+        total, direct = self._add_reward_gradient(total, rgb, latents, residuals, candidates, prompt.prompt, step)
+        return DistillationLoss(total, terms | direct, num_calls)
+
+    def _due_update(self, step: int, is_ranked: bool) -> NegativeEmbedding | None:
+        """The negative embedding, if this step updates it: an implicit reward needs ranked candidates."""
+        negative = self.negative_embedding
+        if negative is None or not negative.is_due(step):
+            return None
+        ascends = negative.config.objective is NegativeObjective.REWARD_ASCENT
+        return negative if ascends or is_ranked else None
 
     def _draw(
-        self, latents: Float[Tensor, "b c h w"], group_size: int, step: int, generator: torch.Generator
+        self,
+        latents: Float[Tensor, "b c h w"],
+        num_candidates: int,
+        group_size: int,
+        step: int,
+        generator: torch.Generator,
     ) -> Candidates:
-        schedule, k = self._frozen.prior.noise_schedule, self.weighting.num_candidates
-        t = self._draw_t(len(latents) // group_size, step, generator).repeat_interleave(group_size).to(latents.device)
+        schedule, k = self._frozen.prior.noise_schedule, num_candidates
+        drawn_t = self._draw_t(len(latents) // group_size, step, generator)
+        t = drawn_t.repeat_interleave(group_size).to(latents.device)
         noise = torch.randn((k, *latents.shape), generator=generator, device=generator.device).to(latents)
         noised = schedule.add_noise(latents.repeat(k, 1, 1, 1), noise.flatten(0, 1), t.repeat(k)).view_as(noise)
-        return Candidates(latents, t, noise, noised, group_size)
+        return Candidates(latents, t, drawn_t, noise, noised, group_size)
 
     def _draw_t(self, num_groups: int, step: int, generator: torch.Generator) -> Int[Tensor, " g"]:
         low, high = self.min_t(step), self.max_t(step)
@@ -139,119 +193,190 @@ class Distillation(nn.Module):
         return uniform((num_groups,), first_t, last_t + 1, generator).long().clamp(max=last_t)
 
     def _predict(
-        self, denoise: _Denoiser, prompt: PromptEmbeddings, update: NegativeEmbedding | None
+        self,
+        denoise: Denoiser,
+        candidates: Candidates,
+        prompt: PromptEmbeddings,
+        cameras: Cameras | None,
+        update: NegativeEmbedding | None,
     ) -> tuple[Predictions, Float[Tensor, "k b c h w"] | None]:
         """Predictions, and those with the original negative embedding where its update compares with them.
 
         The negative prediction carries a graph exactly when the embedding is updated.
         """
-        offset = None if self.negative_embedding is None else self.negative_embedding.offset
-        if offset is None or update is None:
-            shifted = prompt.negative if offset is None else prompt.negative + offset.detach()
-            positive, negative = denoise(prompt.positive, shifted)
-            return Predictions(positive, negative), None
-        compares = update.config.objective is NegativeObjective.IMPLICIT_REWARD
-        frozen = denoise(prompt.positive, prompt.negative) if compares else denoise(prompt.positive)
-        (negative,) = denoise(prompt.negative + offset)
-        return Predictions(frozen[0], negative), frozen[1] if compares else None
+        noised, t = candidates.noised, candidates.t
+        learned = None
+        if self.learned_score is not None:
+            learned = self.learned_score.predict(noised, t, prompt.positive, cameras)
+        texts = {"positive": prompt.positive}
+        if self.residual.needs_null and (self.negative_embedding is not None or prompt.null is not prompt.negative):
+            texts["null"] = prompt.null
+        if update is None:
+            predicted = _ask(denoise, noised, t, texts | {"negative": self._negative(prompt)})
+            return Predictions(**predicted, learned=learned), None
+        if update.config.objective is NegativeObjective.IMPLICIT_REWARD:
+            texts["reference"] = prompt.negative
+        predicted = _ask(denoise, noised, t, texts)
+        (negative,) = denoise(noised, t, prompt.negative + update.offset)
+        reference = predicted.pop("reference", None)
+        return Predictions(**predicted, negative=negative, learned=learned), reference
+
+    def _negative(self, prompt: PromptEmbeddings) -> Float[Tensor, "b tokens dim"]:
+        """The negative prompt's embedding as it is now."""
+        negative = self.negative_embedding
+        return prompt.negative if negative is None else prompt.negative + negative.offset.detach()
 
     def _score(
-        self, residuals: Residuals, prompt: str, group_size: int, update: NegativeEmbedding | None
-    ) -> Float[Tensor, "k g"] | None:
-        ascends = update is not None and update.config.objective is NegativeObjective.REWARD_ASCENT
-        if not (self.weighting.needs_rewards or ascends):
-            return None
+        self,
+        residuals: Residuals,
+        candidates: Candidates,
+        predictions: Predictions,
+        denoise: Denoiser,
+        prompt: PromptEmbeddings,
+        update: NegativeEmbedding | None,
+        step: int,
+    ) -> Float[Tensor, "k g"]:
+        """The candidates' rewards, with a graph where the negative embedding climbs them."""
         prior, reward = self._frozen.prior, self._frozen.reward
         assert reward is not None
+        denoised = residuals.denoised
+        if self.ranking.num_ddim_steps:
+            scale = self.residual.guidance_scale(step)
+            with phase("unet"):
+                denoised = denoise.follow_ddim(
+                    candidates,
+                    guide(predictions.positive, predictions.negative, scale).detach(),
+                    prompt.positive,
+                    self._negative(prompt),
+                    guidance_scale=scale,
+                    num_steps=self.ranking.num_ddim_steps,
+                )
+        ascends = update is not None and update.config.objective is NegativeObjective.REWARD_ASCENT
         with torch.set_grad_enabled(ascends):
             with phase("decode"):
-                rgb = prior.decode(residuals.denoised.flatten(0, 1))
+                rgb = prior.decode((denoised if ascends else denoised.detach()).flatten(0, 1))
             with phase("reward"):
-                scores = reward(rgb, [prompt] * len(rgb))
-        return scores.view(len(residuals.denoised), -1, group_size).mean(-1)
+                scores = reward(rgb, [prompt.prompt] * len(rgb))
+        return scores.view(len(denoised), -1, candidates.group_size).mean(-1)
 
-    def _negative_loss(
+    def _move_negative(
         self,
-        update: NegativeEmbedding,
+        update: NegativeEmbedding | None,
         candidates: Candidates,
         predictions: Predictions,
         reference: Float[Tensor, "k b c h w"] | None,
         rewards: Float[Tensor, "k g"] | None,
         step: int,
-    ) -> Float[Tensor, ""]:
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The terms of the negative embedding, which has been updated if that is due."""
+        assert self.negative_embedding is not None
+        if update is None:
+            return {"negative_drift": self.negative_embedding.drift}
         assert rewards is not None
         if reference is None:
-            return -rewards.mean()
-        scale = self.residual.guidance_scale(step)
-        return implicit_reward_loss(
-            predicted=guide(predictions.positive, predictions.negative, scale),
-            reference=guide(predictions.positive, reference, scale),
-            noise=candidates.noise,
-            rewards=rewards,
-            beta=update.config.beta,
-        )
+            loss = -rewards.mean()
+        else:
+            scale = self.residual.guidance_scale(step)
+            loss = implicit_reward_loss(
+                predicted=guide(predictions.positive, predictions.negative, scale),
+                reference=guide(predictions.positive, reference, scale),
+                noise=candidates.noise,
+                rewards=rewards,
+                beta=update.config.beta,
+            )
+        with phase("negative"):
+            update.update(loss)
+        return {"negative_loss": loss.detach(), "negative_drift": update.drift}
 
     @torch.no_grad()
     def _combine(
-        self, candidates: Candidates, residuals: Residuals, rewards: Float[Tensor, "k g"] | None, step: int
+        self,
+        weighting: Weighting,
+        candidates: Candidates,
+        residuals: Residuals,
+        rewards: Float[Tensor, "k g"] | None,
+        step: int,
     ) -> Float[Tensor, "b c h w"]:
         num_groups = len(candidates.latents) // candidates.group_size
-        coefficients = self.weighting.coefficients(rewards, self.spread, step).to(residuals.delta)
-        per_group = coefficients.expand(-1, num_groups)
-        per_view = per_group.repeat_interleave(candidates.group_size, dim=1)[..., None, None, None]
-        weight = self.residual.weight(self._frozen.prior.noise_schedule, candidates.t)
-        return weight * (per_view * residuals.delta).sum(0)
 
+        def weighted(coefficients: Tensor, parts: Float[Tensor, "k b c h w"]) -> Float[Tensor, "b c h w"]:
+            per_group = coefficients.to(parts).expand(-1, num_groups)
+            per_view = per_group.repeat_interleave(candidates.group_size, dim=1)[..., None, None, None]
+            return (per_view * parts).sum(0)
 
-class _Denoiser:
-    """Asks the prior about all candidates under several texts in one batched call, and counts what that costs."""
+        coefficients = weighting.coefficients(rewards, self.spread, step)
+        pull = weighted(coefficients.delta, residuals.delta)
+        if coefficients.unguided is not None:
+            pull = pull + weighted(coefficients.unguided, residuals.unguided)
+        if coefficients.reference is not None:
+            pull = pull + weighted(coefficients.reference, residuals.reference)
+        return self.residual.weight(self._frozen.prior.noise_schedule, candidates.t) * pull
 
-    def __init__(self, prior: Prior, candidates: Candidates, cameras: Cameras | None) -> None:
-        self._prior = prior
-        self._candidates = candidates
-        self._cameras = cameras
-        self.num_calls = 0
-
-    def __call__(self, *texts: Float[Tensor, "b tokens dim"]) -> list[Float[Tensor, "k b c h w"]]:
-        noised, k = self._candidates.noised, len(self._candidates.noised)
-        times = k * len(texts)
-        predicted = self._prior.predict_noise(
-            noised.flatten(0, 1).repeat(len(texts), 1, 1, 1),
-            self._candidates.t.repeat(times),
-            torch.cat([text.repeat(k, 1, 1) for text in texts]),
-            None if self._cameras is None else self._cameras.repeat(times),
+    def _add_reward_gradient(
+        self,
+        distillation: Float[Tensor, ""],
+        rgb: Float[Tensor, "b 3 h w"],
+        latents: Float[Tensor, "b c lh lw"],
+        residuals: Residuals,
+        candidates: Candidates,
+        prompt: str,
+        step: int,
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        config, reward = self.reward_gradient, self._frozen.reward
+        if config is None or step not in config.steps:
+            return distillation, {}
+        assert reward is not None
+        found = reward_loss(
+            config,
+            reward=reward,
+            prior=self._frozen.prior,
+            prompt=prompt,
+            rgb=rgb,
+            latents=latents,
+            denoised=residuals.denoised,
+            candidates=candidates,
         )
-        self.num_calls += len(predicted)
-        return list(predicted.view(len(texts), *noised.shape))
+        total, factor = add_reward_loss(config, distillation, found.loss, rgb, step)
+        return total, {"direct_reward": found.mean, "direct_loss": found.loss.detach(), "direct_factor": factor}
 
 
-class _Pull(torch.autograd.Function):
-    """A loss whose gradient is a given one over the number of views; its value is that of MVDream's loss,
-    ``0.5 |pull|^2`` over the number of views."""
-
-    @staticmethod
-    def forward(ctx: Any, latents: Float[Tensor, "b c h w"], pull: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
-        ctx.save_for_backward(pull)
-        return pull.square().sum() / (2 * len(latents))
-
-    @staticmethod
-    def backward(ctx: Any, outer: Float[Tensor, ""]) -> tuple[Tensor, None]:
-        (pull,) = ctx.saved_tensors
-        return outer * pull / len(pull), None
+def _ask(
+    denoise: Denoiser,
+    noised: Float[Tensor, "k b c h w"],
+    t: Int[Tensor, " b"],
+    texts: Mapping[str, Float[Tensor, "b tokens dim"]],
+) -> dict[str, Float[Tensor, "k b c h w"]]:
+    """The predictions under named texts, from one call."""
+    return dict(zip(texts, denoise(noised, t, *texts.values()), strict=True))
 
 
-def _check(weighting: Weighting, reward: Reward | None, negative: NegativeEmbeddingConfig | None) -> None:
+def _check_reward(weighting: Weighting, reward: Reward | None, gradient: RewardGradientConfig | None) -> None:
     if weighting.needs_rewards and reward is None:
         raise ValueError(f"{type(weighting).__name__} compares candidates by a reward; give one")
-    if negative is None:
-        return
+    if gradient is not None and (reward is None or not reward.differentiable):
+        raise ValueError("the reward gradient needs a differentiable reward; give one, or a method that only ranks")
+
+
+def _check_negative(
+    weighting: Weighting, reward: Reward | None, ranking: Ranking, negative: NegativeEmbeddingConfig
+) -> None:
     match negative.objective:
         case NegativeObjective.IMPLICIT_REWARD:
-            if weighting.num_candidates != 2 or not weighting.needs_rewards:
+            if not weighting.needs_rewards:
                 raise ValueError(
                     "the negative embedding's implicit reward needs a winner and a loser: "
-                    "use the preference weighting, or the objective reward_ascent"
+                    "use a weighting that ranks candidates, or the objective reward_ascent"
                 )
         case NegativeObjective.REWARD_ASCENT:
             if reward is None or not reward.differentiable:
                 raise ValueError("the negative embedding's reward ascent needs a differentiable reward; give one")
+            if ranking.num_ddim_steps:
+                raise ValueError(
+                    "the negative embedding's reward ascent goes through the one-step estimate; set num_ddim_steps to 0"
+                )
+
+
+def _adaptable(prior: Prior) -> AdaptablePrior:
+    if not isinstance(prior, AdaptablePrior):
+        raise ValueError(f"{type(prior).__name__} cannot learn the renders' score; choose a residual other than VSD's")
+    return prior

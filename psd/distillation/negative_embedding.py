@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from psd.distillation.weightings import winners
+from psd.distillation.weightings import choose_pair
+from psd.schedules import Steps
 
 
 class NegativeObjective(Enum):
@@ -60,8 +61,7 @@ class NegativeEmbedding(nn.Module):
 
     def is_due(self, step: int) -> bool:
         config = self.config
-        running = step >= config.start and (config.stop is None or step < config.stop)
-        return running and (step - config.start) % config.interval == 0
+        return step in Steps(start=config.start, interval=config.interval, stop=config.stop)
 
     def update(self, loss: Float[Tensor, ""]) -> None:
         """One step down the loss, then back into the trust region."""
@@ -88,24 +88,25 @@ class NegativeEmbedding(nn.Module):
 
 def implicit_reward_loss(
     *,
-    predicted: Float[Tensor, "2 b c h w"],
-    reference: Float[Tensor, "2 b c h w"],
-    noise: Float[Tensor, "2 b c h w"],
-    rewards: Float[Tensor, "2 g"],
+    predicted: Float[Tensor, "k b c h w"],
+    reference: Float[Tensor, "k b c h w"],
+    noise: Float[Tensor, "k b c h w"],
+    rewards: Float[Tensor, "k g"],
     beta: float,
 ) -> Float[Tensor, ""]:
     """``-log sigmoid(-beta (gain_w - gain_l))``, with ``gain`` the rise of the denoising error over the reference's.
 
+    Winner and loser are the best and the worst of the candidates.
     Diffusion-DPO's loss (arXiv 2311.12908, equation 14) with the negative embedding as the only parameter.
     """
 
-    def group_error(prediction: Tensor) -> Float[Tensor, "2 g"]:
+    def group_error(prediction: Tensor) -> Float[Tensor, "k g"]:
         squared = (noise - prediction).square()
         error: Tensor = squared.unflatten(1, (rewards.shape[1], -1)).mean(dim=(2, 3, 4, 5))
         return error
 
     gain = group_error(predicted) - group_error(reference)
-    sign = torch.where(winners(rewards), 1.0, -1.0)
+    sign = choose_pair(rewards).sign.to(gain)
     log_likelihood: Tensor = F.logsigmoid(-beta * (sign * gain).sum(0))
     mean: Tensor = log_likelihood.mean()
     return -mean

@@ -7,6 +7,7 @@ the prior wants.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -23,6 +24,9 @@ class Candidates:
 
     latents: Float[Tensor, "b c h w"]
     t: Int[Tensor, " b"]
+    drawn_t: Int[
+        Tensor, " g"
+    ]  # of each group, where it was drawn: on the CPU, so that to look at it is to wait for none
     noise: Float[Tensor, "k b c h w"]
     noised: Float[Tensor, "k b c h w"]
     group_size: int
@@ -35,15 +39,21 @@ class Candidates:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The noise that the prior sees in the candidates."""
+    """The noise that the prior sees in the candidates, under several texts."""
 
     positive: Float[Tensor, "k b c h w"]  # with the prompt
     negative: Float[Tensor, "k b c h w"]  # with the negative prompt
+    null: Float[Tensor, "k b c h w"] | None = None  # with no prompt, if the residual needs it
+    learned: Float[Tensor, "k b c h w"] | None = None  # of the renders' own score, if the residual needs it
 
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
+    """``delta`` is a guided prediction minus a reference, which for SDS is the noise that was added."""
+
     delta: Float[Tensor, "k b c h w"]
+    unguided: Float[Tensor, "k b c h w"]  # delta with the prompt's own prediction in place of the guided one
+    reference: Float[Tensor, "k b c h w"]  # what delta subtracts, in delta's unit
     denoised: Float[Tensor, "k b c h w"]  # what rewards look at, once decoded
 
 
@@ -51,6 +61,16 @@ class Residuals:
 class Residual(Protocol):
     @property
     def guidance_scale(self) -> Schedule: ...
+
+    @property
+    def needs_null(self) -> bool:
+        """Whether it asks the prior about no prompt at all, too."""
+        ...
+
+    @property
+    def needs_learned_score(self) -> bool:
+        """Whether it compares with a score that is learned from the renders."""
+        ...
 
     def __call__(
         self, candidates: Candidates, predictions: Predictions, schedule: NoiseSchedule, step: int
@@ -61,23 +81,103 @@ class Residual(Protocol):
         ...
 
 
+class NoiseWeight(Enum):
+    """``w(t)`` of a residual that is a difference of noises."""
+
+    VARIANCE = "variance"  # sigma_t^2: DreamFusion's and threestudio's
+    UNIFORM = "uniform"  # 1
+    RECONSTRUCTION = "reconstruction"  # sigma_t / alpha_t: that of the x0-reconstruction loss
+
+    def __call__(self, schedule: NoiseSchedule, t: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
+        sigma = schedule.sigma(t)
+        match self:
+            case NoiseWeight.VARIANCE:
+                return sigma**2
+            case NoiseWeight.UNIFORM:
+                return torch.ones_like(sigma)
+            case NoiseWeight.RECONSTRUCTION:
+                return sigma / schedule.alpha(t)
+
+
 @dataclass(frozen=True, kw_only=True)
 class NoiseResidual:
-    """Guided noise prediction minus the noise that was added, weighted by ``sigma_t^2``.
+    """Guided noise prediction minus the noise that was added.
 
     Score distillation sampling (DreamFusion, arXiv 2209.14988, equation 3).
     """
 
     guidance_scale: Schedule = Constant(7.5)
+    noise_weight: NoiseWeight = NoiseWeight.VARIANCE
+
+    needs_null = False
+    needs_learned_score = False
 
     def __call__(
         self, candidates: Candidates, predictions: Predictions, schedule: NoiseSchedule, step: int
     ) -> Residuals:
         guided = guide(predictions.positive, predictions.negative, self.guidance_scale(step))
-        return Residuals(guided - candidates.noise, candidates.denoised(guided, schedule))
+        return _against(candidates.noise, guided, predictions, candidates, schedule)
 
     def weight(self, schedule: NoiseSchedule, t: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
-        return schedule.sigma(t) ** 2
+        return self.noise_weight(schedule, t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariationalResidual:
+    """Guided noise prediction minus that of a score which is learned from the renders as they come.
+
+    Variational score distillation (ProlificDreamer, arXiv 2305.16213, equation 9), for one scene.
+    """
+
+    guidance_scale: Schedule = Constant(7.5)
+    noise_weight: NoiseWeight = NoiseWeight.VARIANCE
+
+    needs_null = False
+    needs_learned_score = True
+
+    def __call__(
+        self, candidates: Candidates, predictions: Predictions, schedule: NoiseSchedule, step: int
+    ) -> Residuals:
+        assert predictions.learned is not None
+        guided = guide(predictions.positive, predictions.negative, self.guidance_scale(step))
+        return _against(predictions.learned, guided, predictions, candidates, schedule)
+
+    def weight(self, schedule: NoiseSchedule, t: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
+        return self.noise_weight(schedule, t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierResidual:
+    """The classifier part of guidance alone: the prompt's prediction minus a mixture of no prompt's and the negative's.
+
+    ``eps(y) - (1 - u) eps() - u eps(n)`` with ``u`` the negative weight. Classifier score distillation (arXiv
+    2310.19415). ``guidance_scale`` is for the estimates that rewards look at, and for those only.
+    """
+
+    guidance_scale: Schedule = Constant(7.5)
+    negative_weight: Schedule = Constant(1.0)
+    noise_weight: NoiseWeight = NoiseWeight.VARIANCE
+
+    needs_learned_score = False
+
+    @property
+    def needs_null(self) -> bool:
+        return self.negative_weight != Constant(1.0)
+
+    def __call__(
+        self, candidates: Candidates, predictions: Predictions, schedule: NoiseSchedule, step: int
+    ) -> Residuals:
+        share, negative = self.negative_weight(step), predictions.negative
+        if not 0 <= share <= 1:
+            raise ValueError(f"negative_weight must be between 0 and 1, got {share} at step {step}")
+        null = negative if predictions.null is None else predictions.null
+        reference = (1 - share) * null + share * negative
+        delta = predictions.positive - reference
+        guided = guide(predictions.positive, negative, self.guidance_scale(step))
+        return Residuals(delta, delta, reference, candidates.denoised(guided, schedule))
+
+    def weight(self, schedule: NoiseSchedule, t: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
+        return self.noise_weight(schedule, t)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +192,9 @@ class X0Reconstruction:
     guidance_scale: Schedule = Constant(7.5)
     rescale: float = 0.5
 
+    needs_null = False
+    needs_learned_score = False
+
     def __post_init__(self) -> None:
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"rescale must be between 0 (off) and 1, got {self.rescale}")
@@ -101,11 +204,12 @@ class X0Reconstruction:
     ) -> Residuals:
         guided = guide(predictions.positive, predictions.negative, self.guidance_scale(step))
         denoised = candidates.denoised(guided, schedule)
+        unguided = candidates.denoised(predictions.positive, schedule)
         if self.rescale:
-            unguided = candidates.denoised(predictions.positive, schedule)
             factor = _group_std(unguided, candidates.group_size) / _group_std(denoised, candidates.group_size)
             denoised = denoised * (self.rescale * factor + 1 - self.rescale)
-        return Residuals(candidates.latents - denoised, denoised)
+        reference = NoiseWeight.RECONSTRUCTION(schedule, candidates.t) * candidates.noise
+        return Residuals(candidates.latents - denoised, candidates.latents - unguided, reference, denoised)
 
     def weight(self, schedule: NoiseSchedule, t: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
         return torch.ones(len(t), 1, 1, 1, device=t.device)
@@ -114,6 +218,17 @@ class X0Reconstruction:
 def guide(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
     """Classifier-free guidance (arXiv 2207.12598): ``scale`` 1 is the prompt alone."""
     return negative + scale * (positive - negative)
+
+
+def _against(
+    reference: Float[Tensor, "k b c h w"],
+    guided: Float[Tensor, "k b c h w"],
+    predictions: Predictions,
+    candidates: Candidates,
+    schedule: NoiseSchedule,
+) -> Residuals:
+    denoised = candidates.denoised(guided, schedule)
+    return Residuals(guided - reference, predictions.positive - reference, reference, denoised)
 
 
 def _group_std(latents: Float[Tensor, "k b c h w"], group_size: int) -> Float[Tensor, "k b 1 1 1"]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from psd.cameras import Cameras
 
@@ -81,4 +82,27 @@ class Prior(Protocol):
 
         Differentiable in ``text`` where that requires a gradient, and in nothing else.
         """
+        ...
+
+
+class Adapter(nn.Module, ABC):
+    """Small trainable weights beside a frozen prior's network. Its state dict is these weights alone."""
+
+    @abstractmethod
+    def forward(
+        self,
+        z_t: Float[Tensor, "b c lh lw"],
+        t: Int[Tensor, " b"],
+        text: Float[Tensor, "b tokens dim"],
+        cameras: Cameras | None,
+    ) -> Float[Tensor, "b c lh lw"]:
+        """The noise that the adapted prior predicts. Differentiable in the adapter's weights and in nothing else."""
+
+
+@runtime_checkable
+class AdaptablePrior(Prior, Protocol):
+    """A prior beside whose network weights can be trained, for variational score distillation."""
+
+    def make_adapter(self, rank: int) -> Adapter:
+        """A new one, which predicts what the prior does. Draws its weights from torch's global generator."""
         ...

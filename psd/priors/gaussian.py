@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from psd.cameras import Cameras
-from psd.priors.base import NoiseSchedule
+from psd.priors.base import Adapter, NoiseSchedule
 
 
 class GaussianPrior:
@@ -60,11 +60,37 @@ class GaussianPrior:
         text: Float[Tensor, "b tokens dim"],
         cameras: Cameras | None,
     ) -> Float[Tensor, "b 3 h w"]:
-        """``E[eps | z_t] = sigma (z_t - alpha mu) / (alpha^2 std^2 + sigma^2)``, the posterior mean of the noise."""
+        return self.posterior_noise(z_t, t, self.mean(text))
+
+    def posterior_noise(
+        self, z_t: Float[Tensor, "b 3 h w"], t: Int[Tensor, " b"], mean: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "b 3 h w"]:
+        """``E[eps | z_t] = sigma (z_t - alpha mu) / (alpha^2 std^2 + sigma^2)``."""
         alpha, sigma = self.noise_schedule.alpha(t), self.noise_schedule.sigma(t)
-        return sigma * (z_t - alpha * self.mean(text)) / (alpha**2 * self.std**2 + sigma**2)
+        return sigma * (z_t - alpha * mean) / (alpha**2 * self.std**2 + sigma**2)
+
+    def make_adapter(self, rank: int) -> GaussianAdapter:
+        return GaussianAdapter(self)
 
     def _embed(self, prompt: str) -> Tensor:
         seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:7])
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(self._text_shape, generator=generator, dtype=self._to_mean.dtype)
+
+
+class GaussianAdapter(Adapter):
+    """A shift of the mean, whatever the rank: all that the prior leaves to be learned about one scene."""
+
+    def __init__(self, prior: GaussianPrior) -> None:
+        super().__init__()
+        self._prior = prior
+        self.shift = nn.Parameter(torch.zeros_like(prior.mean(prior.embed([""]))[0]))
+
+    def forward(
+        self,
+        z_t: Float[Tensor, "b 3 h w"],
+        t: Int[Tensor, " b"],
+        text: Float[Tensor, "b tokens dim"],
+        cameras: Cameras | None,
+    ) -> Float[Tensor, "b 3 h w"]:
+        return self._prior.posterior_noise(z_t, t, self._prior.mean(text) + self.shift)

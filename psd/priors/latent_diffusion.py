@@ -22,8 +22,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from psd.cameras import Cameras
 from psd.checkpoint_files import load_model, read_json
-from psd.priors.base import NoiseSchedule
+from psd.priors.base import Adapter, NoiseSchedule
 from psd.priors.diffusers_folder import PriorKind, check_prior_folder, prediction_type, weights_variant
+from psd.priors.lora import LowRankAdapter
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
 Model = TypeVar("Model", bound=nn.Module)
@@ -91,6 +92,7 @@ class LatentDiffusionPrior(ABC):
         self._text_encoder = parts.text_encoder
         self._tokenizer = parts.tokenizer
         self._prediction_type = parts.prediction_type
+        self._is_compiled = compile_unet
         self._image_size = self._unet.config.sample_size * 2 ** (len(self._autoencoder.config.block_out_channels) - 1)
         if vae_slicing:
             self._autoencoder.enable_slicing()
@@ -142,6 +144,16 @@ class LatentDiffusionPrior(ABC):
         images: Tensor = self._autoencoder.decode(latents).sample
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
+    def make_adapter(self, rank: int) -> Adapter:
+        """LoRA in the network's attention layers.
+
+        Raises:
+            ValueError: the network is compiled.
+        """
+        if self._is_compiled:
+            raise ValueError("a compiled network cannot learn the renders' score; set prior.compile to false")
+        return LowRankAdapter(self._unet, rank, self.predict_noise)
+
     def _denoise(
         self,
         z_t: Float[Tensor, "b c lh lw"],
@@ -151,21 +163,20 @@ class LatentDiffusionPrior(ABC):
         class_labels: Float[Tensor, "b labels"] | None = None,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
     ) -> Float[Tensor, "b c lh lw"]:
-        """The network's prediction as noise; differentiable in ``text`` where that requires a gradient."""
+        """The network's prediction as noise; differentiable in ``text`` and in an adapter's weights."""
         dtype = self._unet.dtype
-        with torch.set_grad_enabled(text.requires_grad and torch.is_grad_enabled()):
-            output = self._unet(
-                _channels_last(z_t.detach(), dtype),
-                t,
-                encoder_hidden_states=text.to(dtype),
-                class_labels=None if class_labels is None else class_labels.to(dtype),
-                cross_attention_kwargs=cross_attention_kwargs,
-            )
-            predicted: Tensor = output.sample.float()
-            if self._prediction_type == "epsilon":
-                return predicted
-            # v = alpha eps - sigma z_0 (Salimans & Ho 2022, appendix D), hence eps = alpha v + sigma z_t.
-            return self.noise_schedule.alpha(t) * predicted + self.noise_schedule.sigma(t) * z_t.detach()
+        output = self._unet(
+            _channels_last(z_t.detach(), dtype),
+            t,
+            encoder_hidden_states=text.to(dtype),
+            class_labels=None if class_labels is None else class_labels.to(dtype),
+            cross_attention_kwargs=cross_attention_kwargs,
+        )
+        predicted: Tensor = output.sample.float()
+        if self._prediction_type == "epsilon":
+            return predicted
+        # v = alpha eps - sigma z_0 (Salimans & Ho 2022, appendix D), hence eps = alpha v + sigma z_t.
+        return self.noise_schedule.alpha(t) * predicted + self.noise_schedule.sigma(t) * z_t.detach()
 
     @property
     def _max_tokens(self) -> int:

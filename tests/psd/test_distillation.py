@@ -1,116 +1,38 @@
-"""Distillation against closed forms: a Gaussian prior, whose denoiser is known, and rewards with known answers.
-
-Double precision. Steps have one fixed timestep, so that noise is what the prior was shown minus what it should be.
-"""
+"""Distillation against closed forms: a Gaussian prior, whose denoiser is known, and rewards with known answers."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from psd.cameras import Cameras, CameraSampler
-from psd.distillation.distillation import Distillation, DistillationLoss
+from psd.cameras import CameraSampler
+from psd.distillation.distillation import Distillation
 from psd.distillation.negative_embedding import (
     NegativeEmbedding,
     NegativeEmbeddingConfig,
     NegativeObjective,
     implicit_reward_loss,
 )
-from psd.distillation.residuals import NoiseResidual, Residual, X0Reconstruction, guide
-from psd.distillation.weightings import PreferenceWeighting, RewardScaling, SingleWeighting
+from psd.distillation.residuals import NoiseResidual, X0Reconstruction, guide
+from psd.distillation.weightings import PreferenceWeighting, SingleWeighting
 from psd.priors.multiview import MultiviewPrior
 from psd.prompts import PromptEmbeddings, PromptEncoder
-from psd.rewards.base import Reward
 from psd.rewards.clip_preference import ClipPreferenceReward
-from psd.schedules import Constant, Schedule
+from psd.schedules import Constant
 from tests.psd.checkpoints import save_prior, save_reward
+from tests.psd.closed_form import (
+    CONSTANT,
+    SCALE,
+    Step,
+    T,
+    alpha_sigma,
+    expected_deltas,
+    expected_noise,
+    make,
+    shown_noise,
+)
 from tests.psd.fakes import BrightnessReward, RecordingPrior, TableReward
-
-FRACTION = Constant(0.5)
-T = 499  # of timesteps 0 to 999
-SCALE = 7.5
-CONSTANT = PreferenceWeighting(scale=Constant(2.0), scaling=RewardScaling.CONSTANT)
-
-
-@pytest.fixture
-def prior() -> RecordingPrior:
-    return RecordingPrior()
-
-
-@pytest.fixture
-def cameras(generator: torch.Generator) -> Cameras:
-    return CameraSampler(height=4, width=4, num_groups=2)(generator)
-
-
-@pytest.fixture
-def rgb(generator: torch.Generator) -> Tensor:
-    return torch.rand(8, 3, 4, 4, generator=generator, dtype=torch.float64).requires_grad_()
-
-
-Step = Callable[..., DistillationLoss]
-
-
-@pytest.fixture
-def run(prior: RecordingPrior, cameras: Cameras, rgb: Tensor, generator: torch.Generator) -> Step:
-    prompt = PromptEncoder(prior, negative_prompt="blurred")("a red cube", cameras)
-
-    def run(distillation: Distillation, step: int = 0, generator: torch.Generator = generator) -> DistillationLoss:
-        rgb.grad = None
-        loss: DistillationLoss = distillation(rgb, prompt, cameras, step, generator)
-        loss.total.backward()
-        return loss
-
-    return run
-
-
-def make(
-    prior: RecordingPrior,
-    residual: Residual | None = None,
-    weighting: SingleWeighting | PreferenceWeighting | None = None,
-    reward: Reward | None = None,
-    negative: NegativeEmbeddingConfig | None = None,
-    t: Schedule = FRACTION,
-) -> Distillation:
-    return Distillation(
-        prior=prior,
-        residual=residual or NoiseResidual(guidance_scale=Constant(SCALE)),
-        weighting=weighting or SingleWeighting(),
-        reward=reward,
-        negative_embedding=negative,
-        min_t=t,
-        max_t=t,
-    )
-
-
-def alpha_sigma(prior: RecordingPrior) -> tuple[float, float]:
-    t = torch.tensor([T])
-    return prior.noise_schedule.alpha(t).item(), prior.noise_schedule.sigma(t).item()
-
-
-def shown_noise(prior: RecordingPrior, rgb: Tensor) -> Tensor:
-    """The noise of each candidate, from what the prior was shown first: candidates with the prompt come first."""
-    alpha, sigma = alpha_sigma(prior)
-    noised = prior.asked[0][0].unflatten(0, (-1, 8))
-    return (noised[: len(noised) // 2] - alpha * rgb.detach()) / sigma
-
-
-def expected_noise(prior: RecordingPrior, z_t: Tensor, prompt: str) -> Tensor:
-    """The posterior mean of the noise, written out."""
-    alpha, sigma = alpha_sigma(prior)
-    mean = prior.mean(prior.embed([prompt]))
-    return sigma * (z_t - alpha * mean) / (alpha**2 * prior.std**2 + sigma**2)
-
-
-def expected_deltas(prior: RecordingPrior, rgb: Tensor) -> Tensor:
-    """Guided noise minus true noise for each candidate."""
-    alpha, sigma = alpha_sigma(prior)
-    noise = shown_noise(prior, rgb)
-    z_t = alpha * rgb.detach() + sigma * noise
-    good, bad = expected_noise(prior, z_t, "a red cube"), expected_noise(prior, z_t, "blurred")
-    return bad + SCALE * (good - bad) - noise
 
 
 class TestSds:
@@ -443,7 +365,8 @@ def test_only_the_picture_gets_a_gradient(
 
 def test_works_in_2d(network: MultiviewPrior, clip: ClipPreferenceReward) -> None:
     text = network.embed(["red cube"]).expand(3, -1, -1)
-    prompt = PromptEmbeddings("red cube", positive=text, negative=network.embed([""]).expand(3, -1, -1))
+    null = network.embed([""]).expand(3, -1, -1)
+    prompt = PromptEmbeddings("red cube", positive=text, negative=null, null=null)
     distillation = Distillation(prior=network, residual=NoiseResidual(), weighting=CONSTANT, reward=clip)
     rgb = torch.rand(3, 3, 16, 16).requires_grad_()
     loss = distillation(rgb, prompt, None, 0, torch.Generator().manual_seed(0))
