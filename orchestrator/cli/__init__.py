@@ -67,7 +67,9 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         case "convert":
             from orchestrator.cli.convert import convert_command
 
-            return convert_command(arguments.model, arguments.checkpoint, arguments.out, arguments.tokenizer)
+            return convert_command(
+                arguments.model, arguments.checkpoint, arguments.out, arguments.tokenizer, arguments.base
+            )
         case "sync":
             from orchestrator.cli.sync import DEFAULT_FOLDER, sync_command
 
@@ -135,6 +137,9 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     convert.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the published file")
     convert.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet")
     convert.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="where the checkpoint has none")
+    convert.add_argument(
+        "--base", metavar="FOLDER", help="for mvdream: Stable Diffusion 2.1, a folder or the id of a model in the cache"
+    )
 
 
 def _add_overrides(parser: argparse.ArgumentParser, example: str) -> None:

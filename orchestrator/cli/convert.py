@@ -9,15 +9,16 @@ from rich.console import Console
 from orchestrator.errors import UserError
 
 CONVERTIBLE = {
+    "mvdream": "sd-v2.1-base-4view.pt, for priors of kind multiview",
     "hpsv2": "HPS_v2.1_compressed.pt, for rewards of kind hpsv2",
 }
 
 
-def convert_command(model: str, checkpoint: Path, out: Path, tokenizer: Path | None) -> int:
+def convert_command(model: str, checkpoint: Path, out: Path, tokenizer: Path | None, base: str | None) -> int:
     from orchestrator.psd_objective.conversions import convert
 
     try:
-        convert(model, checkpoint, out, tokenizer)
+        convert(model, checkpoint, out, tokenizer, base)
     except ValueError as error:
         raise UserError(str(error), file=f"psd convert {model}") from None
     Console().print(f"{model} is in {out}", highlight=False, soft_wrap=True)

@@ -7,19 +7,27 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from psd.checkpoint_files import check_folder, find_folder
+from psd.priors.mvdream import convert_mvdream
 from psd.rewards.hpsv2 import convert_hpsv2
 
 
-def convert(model: str, checkpoint: Path, out: Path, tokenizer: Path | None) -> None:
+def convert(model: str, checkpoint: Path, out: Path, tokenizer: Path | None, base: str | None) -> None:
     """Writes the folder whole or not at all.
 
     Raises:
-        ValueError: the file is damaged or another model's, a tokenizer is missing, or ``out`` is there already.
+        ValueError: the file is damaged or another model's, what it lacks is missing, or ``out`` is there already.
     """
     match model:
         case "hpsv2":
             words = _needed(tokenizer, "CLIP's, for example that of PickScore or of any Stable Diffusion checkpoint")
             _write(out, lambda folder: convert_hpsv2(checkpoint, folder, words))
+        case "mvdream":
+            if base is None:
+                raise ValueError("the checkpoint has no tokenizer; give --base FOLDER, that of Stable Diffusion 2.1")
+            folder = find_folder(base)
+            check_folder(folder, kind="Stable Diffusion 2.1")
+            _write(out, lambda converted: convert_mvdream(checkpoint, converted, folder))
         case _:
             raise AssertionError(model)
 

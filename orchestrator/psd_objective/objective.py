@@ -18,6 +18,7 @@ from orchestrator.objective import Progress
 from orchestrator.psd_objective.distillation import build_distillation
 from orchestrator.psd_objective.evaluator import Evaluator
 from orchestrator.psd_objective.models import build_oracle, build_prior, build_reward
+from orchestrator.psd_objective.remedies import with_remedies
 from orchestrator.psd_objective.scenes import build_background, build_cameras, build_scene
 from orchestrator.trial import RunSpec
 from psd.optimization import Optimization
@@ -40,6 +41,10 @@ class PsdObjective:
 
     def start(self, spec: RunSpec, output: Path, resume_from: Path | None) -> PsdRun:
         config = experiment(spec.config)
+        with with_remedies(config):
+            return self._start(config, spec, output, resume_from)
+
+    def _start(self, config: ExperimentConfig, spec: RunSpec, output: Path, resume_from: Path | None) -> PsdRun:
         prior = self._load(
             ("prior", config.prior, config.cameras.group_size),
             partial(build_prior, config.prior, config.cameras.group_size, self._device),
@@ -86,6 +91,7 @@ class PsdRun:
     def __init__(self, optimization: Optimization, evaluator: Evaluator, config: ExperimentConfig) -> None:
         self._optimization = optimization
         self._evaluator = evaluator
+        self._config = config
         self._num_steps = config.optimization.num_steps
         self._log_every = config.optimization.log_every
         self._evaluate_every = config.evaluation.every
@@ -93,16 +99,8 @@ class PsdRun:
         self._unet_calls = 0
 
     def advance(self) -> Progress:
-        metrics = self._optimize_chunk()
-        step = self._optimization.next_step
-        done = step == self._num_steps
-        files: Mapping[str, Path] = {}
-        if done or step % self._evaluate_every == 0:
-            scores, files = self._evaluator(self._optimization, final=done)
-            metrics |= scores
-        if done:
-            metrics["seconds"] = self._seconds
-        return Progress(step=step, num_steps=self._num_steps, metrics=metrics, files=files, done=done)
+        with with_remedies(self._config):
+            return self._advance()
 
     def save(self, directory: Path) -> None:
         state = {
@@ -119,6 +117,18 @@ class PsdRun:
 
     def close(self) -> None:
         pass
+
+    def _advance(self) -> Progress:
+        metrics = self._optimize_chunk()
+        step = self._optimization.next_step
+        done = step == self._num_steps
+        files: Mapping[str, Path] = {}
+        if done or step % self._evaluate_every == 0:
+            scores, files = self._evaluator(self._optimization, final=done)
+            metrics |= scores
+        if done:
+            metrics["seconds"] = self._seconds
+        return Progress(step=step, num_steps=self._num_steps, metrics=metrics, files=files, done=done)
 
     def _optimize_chunk(self) -> dict[str, float]:
         """The terms' means over the chunk, as ``train/NAME``."""

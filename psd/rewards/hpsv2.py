@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
+from psd.open_clip import num_layers, text_config, text_state, tower_state
 from psd.rewards.preprocessing import Preprocessing
 from psd.state_dicts import read_state_dict, take
 
 _NUM_HEADS = 16  # of ViT-H/14, in both towers; a state dict does not say it
 _NEEDED = ("visual.conv1.weight", "visual.proj", "token_embedding.weight", "text_projection", "logit_scale")
-_BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
 _VISION = {
     "class_embedding": "embeddings.class_embedding",
     "positional_embedding": "embeddings.position_embedding.weight",
@@ -29,12 +22,6 @@ _VISION = {
     "ln_pre.bias": "pre_layrnorm.bias",
     "ln_post.weight": "post_layernorm.weight",
     "ln_post.bias": "post_layernorm.bias",
-}
-_TEXT = {
-    "token_embedding.weight": "embeddings.token_embedding.weight",
-    "positional_embedding": "embeddings.position_embedding.weight",
-    "ln_final.weight": "final_layer_norm.weight",
-    "ln_final.bias": "final_layer_norm.bias",
 }
 
 
@@ -68,56 +55,34 @@ def convert_hpsv2(checkpoint: Path, out: Path, tokenizer: Path) -> None:
 
 
 def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's names and layouts into CLIPModel's; projections are transposed, packed attention is cut in three."""
-    vision, text = take(tensors, "visual."), {name: value for name, value in tensors.items() if "visual." not in name}
-    renamed = {
+    """open_clip's names and layouts into CLIPModel's; projections are transposed."""
+    towers = {"vision_model": tower_state(take(tensors, "visual."), _VISION), "text_model": text_state(tensors)}
+    return {
         "logit_scale": tensors["logit_scale"],
         "text_projection.weight": tensors["text_projection"].T.contiguous(),
         "visual_projection.weight": tensors["visual.proj"].T.contiguous(),
+        **{f"{tower}.{name}": value for tower, state in towers.items() for name, value in state.items()},
     }
-    for tower, names, part in (("vision_model", _VISION, vision), ("text_model", _TEXT, text)):
-        renamed |= {f"{tower}.{new}": part[old] for old, new in names.items() if old in part}
-        for name, value in part.items():
-            if found := re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)\.(in_proj_)?(weight|bias)", name):
-                layer, module, packed, kind = found.groups()
-                stem = f"{tower}.encoder.layers.{layer}"
-                if packed:
-                    for letter, third in zip("qkv", value.chunk(3), strict=True):
-                        renamed[f"{stem}.self_attn.{letter}_proj.{kind}"] = third.clone()
-                elif module in _BLOCK:
-                    renamed[f"{stem}.{_BLOCK[module]}.{kind}"] = value
-    return renamed
 
 
 def _config(tensors: dict[str, Tensor], tokenizer: CLIPTokenizer) -> CLIPConfig:
     """The sizes that the tensors have."""
     patches = tensors["visual.conv1.weight"]
     num_positions, vision_width = tensors["visual.positional_embedding"].shape
-    max_tokens, text_width = tensors["positional_embedding"].shape
     patch_size, projection = patches.shape[-1], tensors["text_projection"].shape[1]
     vision = CLIPVisionConfig(
         hidden_size=vision_width,
         intermediate_size=len(tensors["visual.transformer.resblocks.0.mlp.c_fc.bias"]),
-        num_hidden_layers=_num_layers(tensors, "visual.transformer."),
+        num_hidden_layers=num_layers(take(tensors, "visual.")),
         num_attention_heads=_NUM_HEADS,
         image_size=round((num_positions - 1) ** 0.5) * patch_size,
         patch_size=patch_size,
         hidden_act="gelu",
     )
     text = CLIPTextConfig(
-        vocab_size=len(tensors["token_embedding.weight"]),
-        hidden_size=text_width,
-        intermediate_size=len(tensors["transformer.resblocks.0.mlp.c_fc.bias"]),
-        num_hidden_layers=_num_layers(tensors, "transformer."),
-        num_attention_heads=_NUM_HEADS,
-        max_position_embeddings=max_tokens,
-        hidden_act="gelu",
+        **text_config(tensors, num_heads=_NUM_HEADS),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     return CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=projection)
-
-
-def _num_layers(tensors: dict[str, Tensor], prefix: str) -> int:
-    return len({name.split(".")[0] for name in take(tensors, f"{prefix}resblocks.")})

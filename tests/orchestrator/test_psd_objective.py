@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from torch import Tensor
 
 from orchestrator.config import CONF
 from orchestrator.experiment_config.distillation import NegativeEmbeddingConfig
 from orchestrator.experiment_config.experiment import experiment
 from orchestrator.experiment_config.scenes import VoxelGridConfig
+from orchestrator.failure import classify
 from orchestrator.objective import Progress
 from orchestrator.psd_objective.objective import PsdObjective
-from orchestrator.trial import RunSpec
+from orchestrator.trial import FailureKind, RunSpec
 from psd.distillation import negative_embedding
+from psd.priors.multiview import MultiviewPrior
 from psd.scenes import voxel_grid
 from tests.psd.checkpoints import save_prior, save_reward
 
@@ -89,6 +94,39 @@ def test_the_models_stay_warm(spec: RunSpec, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("orchestrator.psd_objective.models.MultiviewPrior", None)
     monkeypatch.setattr("orchestrator.psd_objective.models.ClipPreferenceReward", None)
     objective.start(spec, tmp_path, None)
+
+
+def test_numbers_that_overflow_are_told_with_term_step_and_remedy(
+    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(self: MultiviewPrior, z_t: Tensor, *_: object) -> Tensor:
+        return torch.full_like(z_t, math.nan)
+
+    monkeypatch.setattr(MultiviewPrior, "predict_noise", overflow)
+    half = replace(spec, config={**spec.config, "prior": {**spec.config["prior"], "dtype": "float16"}})
+    with pytest.raises(FloatingPointError, match=r"is nan at step 0.*set prior.dtype=bfloat16"):
+        PsdObjective().start(half, tmp_path, None).advance()
+    with pytest.raises(FloatingPointError, match=r"is nan at step 0") as raised:
+        PsdObjective().start(spec, tmp_path, None).advance()
+    assert "bfloat16" not in str(raised.value)
+
+
+def test_out_of_memory_names_the_settings_that_lower_it(
+    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any, rgb: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."
+        )
+
+    monkeypatch.setattr(MultiviewPrior, "encode", refuse)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        PsdObjective().start(spec, tmp_path, None).advance()
+    message = str(raised.value)
+    assert message.startswith("CUDA out of memory. Tried to allocate 2.00 GiB; what lowers it: ")
+    for setting in ("prior.dtype", "prior.vae_slicing", "cameras.num_groups", "cameras.height and cameras.width"):
+        assert setting in message
+    assert classify(raised.value).kind is FailureKind.OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize(
