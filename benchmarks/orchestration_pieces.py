@@ -1,0 +1,363 @@
+"""The pieces of the orchestration benchmark: our driver, Ray Tune, memory over many trials, many reports a second."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+from orchestrator.budget import Budget
+from orchestrator.checkpoints import DirectoryCheckpoints
+from orchestrator.clock import SystemClock
+from orchestrator.driver import SweepDriver, SweepEvent
+from orchestrator.failure import FailurePolicy
+from orchestrator.objective import Progress
+from orchestrator.pool import Pool
+from orchestrator.search_space import FloatDomain
+from orchestrator.study import Study, Suggestion
+from orchestrator.testing import MemoryStudy
+from orchestrator.tracking import NullTracker, Tracker
+from orchestrator.trial import Event, Lease, RunFinished, RunProgressed, RunSpec, TrialSpec
+from orchestrator.worker import WorkerSetup
+
+NAMES = tuple(f"x{i}" for i in range(5))
+METRIC = "eval/score"
+STARTUP_TRIALS = 6
+Values = dict[str, float]
+
+
+class Measurement(TypedDict):
+    values: Values
+    commit: str
+    load_before: float
+    load_after: float
+    at: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    name: str
+    arguments: tuple[float, ...]
+    measure: Callable[..., Values]
+
+
+def score(params: Mapping[str, Any]) -> float:
+    return -math.fsum((float(params[name]) - 0.5) ** 2 for name in NAMES)
+
+
+# What both run
+
+
+class SleepingObjective:
+    """Sleeps ``trial_s`` in each of ``num_chunks`` chunks; says when a run began and ended, by the machine's clock."""
+
+    def start(self, spec: RunSpec, output: Path, resume_from: Path | None) -> SleepingRun:
+        return SleepingRun(spec.config)
+
+
+class SleepingRun:
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+        self._began_s = time.time()
+        self._step = 0
+
+    def advance(self) -> Progress:
+        time.sleep(self._config["trial_s"])
+        self._step += 1
+        metrics = {METRIC: score(self._config), "began_s": self._began_s, "ended_s": time.time()}
+        done = self._step == self._config["num_chunks"]
+        return Progress(step=self._step, num_steps=self._config["num_chunks"], metrics=metrics, done=done)
+
+    def save(self, directory: Path) -> None:
+        (directory / "step").write_text(str(self._step))
+
+    def close(self) -> None:
+        pass
+
+
+def _track_nothing(spec: RunSpec, output: Path) -> Tracker:
+    return NullTracker()
+
+
+@dataclass
+class _Sweep:
+    """Our sweep over sleeping runs, put together as `psd sweep` does; ``finished`` is told as runs finish."""
+
+    folder: Path
+    num_trials: int
+    trial_s: float
+    num_chunks: int = 1
+    finished: list[Mapping[str, float]] = field(default_factory=list)
+
+    @property
+    def setup(self) -> WorkerSetup:
+        runs = self.folder / "runs"
+        return WorkerSetup(
+            objective=SleepingObjective,
+            runs=runs,
+            checkpoints=DirectoryCheckpoints(runs),
+            tracker=_track_nothing,
+            checkpoint_every=10**9,
+        )
+
+    def driver(self, study: Study, pool: Pool) -> SweepDriver:
+        return SweepDriver(
+            study=study,
+            pool=pool,
+            planner=self.plan,
+            metric=METRIC,
+            runs=self.setup.runs,
+            checkpoints=self.setup.checkpoints,
+            failure_policy=FailurePolicy(),
+            budget=Budget(max_trials=self.num_trials),
+            clock=SystemClock(),
+            on_event=self.on_event,
+        )
+
+    def plan(self, suggestion: Suggestion) -> TrialSpec:
+        config = {**suggestion.params, "trial_s": self.trial_s, "num_chunks": self.num_chunks}
+        run_id = f"t{suggestion.number:05d}-p00-s0"
+        run = RunSpec(run_id=run_id, trial=suggestion.number, prompt="p", seed=0, config=config)
+        return TrialSpec(number=suggestion.number, params=suggestion.params, runs=(run,))
+
+    def on_event(self, event: SweepEvent) -> None:
+        if isinstance(event, RunFinished):
+            self.finished.append(event.metrics)
+
+
+def _init_ray(num_cpus: int) -> None:
+    import ray
+
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=128 * 1024**2,
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def measure_ours(folder: Path, num_trials: int, trial_s: float, slots: int) -> Values:
+    from orchestrator.optuna_study import OptunaStudy
+    from orchestrator.ray_pool import RayPool
+
+    _init_ray(slots)
+    sweep = _Sweep(folder, num_trials, trial_s)
+    called_s, cpu_before_s = time.time(), time.process_time()
+    study = OptunaStudy(
+        name="bench",
+        storage_url=f"sqlite:///{folder}/study.db",
+        space={name: FloatDomain(low=0, high=1) for name in NAMES},
+        sampler="tpe",
+        startup_trials=STARTUP_TRIALS,
+    )
+    pool = RayPool(sweep.setup, num_workers=slots)
+    driver = sweep.driver(study, pool)
+    while driver.step(timeout_s=0.25):
+        pass
+    returned_s, cpu_s = time.time(), time.process_time() - cpu_before_s
+    pool.close()
+    best = max(record.value for record in study.records() if record.value is not None)
+    return {
+        **_times([(row["began_s"], row["ended_s"]) for row in sweep.finished], trial_s, slots, called_s, returned_s),
+        "driver_cpu_ms_per_trial": 1000 * cpu_s / num_trials,
+        "best": best,
+    }
+
+
+def _tune_trial(params: dict[str, Any]) -> None:
+    from ray import tune
+
+    began_s = time.time()
+    time.sleep(params["trial_s"])
+    tune.report({"score": score(params), "began_s": began_s, "ended_s": time.time()})
+
+
+def measure_tune(folder: Path, num_trials: int, trial_s: float, slots: int) -> Values:
+    """Ray Tune at its quickest: actors reused, no loggers, no output, the study in memory."""
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    from optuna.samplers import TPESampler
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    _init_ray(slots)
+    search = OptunaSearch(
+        metric="score",
+        mode="max",
+        sampler=TPESampler(seed=0, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True),
+    )
+    called_s, cpu_before_s = time.time(), time.process_time()
+    tuner = tune.Tuner(
+        tune.with_resources(_tune_trial, {"cpu": 1}),
+        param_space={**{name: tune.uniform(0.0, 1.0) for name in NAMES}, "trial_s": trial_s},
+        tune_config=tune.TuneConfig(
+            metric="score",
+            mode="max",
+            num_samples=num_trials,
+            search_alg=search,
+            max_concurrent_trials=slots,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(storage_path=str(folder), verbose=0),
+    )
+    results = tuner.fit()
+    returned_s, cpu_s = time.time(), time.process_time() - cpu_before_s
+    rows = [result.metrics for result in results if result.metrics]
+    assert len(rows) == num_trials, f"{len(rows)} of {num_trials} trials have results"
+    return {
+        **_times([(row["began_s"], row["ended_s"]) for row in rows], trial_s, slots, called_s, returned_s),
+        "driver_cpu_ms_per_trial": 1000 * cpu_s / num_trials,
+        "best": max(row["score"] for row in rows),
+    }
+
+
+def _times(
+    spans: Sequence[tuple[float, float]], trial_s: float, slots: int, called_s: float, returned_s: float
+) -> Values:
+    """The k-th beginning after the first ``slots`` follows upon the k-th end: what lies between is the hand-over."""
+    ideal_s = math.ceil(len(spans) / slots) * trial_s
+    begins, ends = sorted(begin for begin, _ in spans), sorted(end for _, end in spans)
+    gaps = sorted(begin - end for begin, end in zip(begins[slots:], ends, strict=False))
+    return {
+        "num_trials": len(spans),
+        "ideal_s": ideal_s,
+        "wall_s": returned_s - called_s,
+        "startup_s": begins[slots - 1] - called_s,
+        "at_work_s": ends[-1] - begins[0],
+        "handover_p50_ms": 1000 * gaps[len(gaps) // 2],
+        "handover_p99_ms": 1000 * gaps[int(0.99 * len(gaps))],
+    }
+
+
+def measure_memory(folder: Path, num_trials: int, slots: int) -> Values:
+    """The driver's CPU time and memory over many trials that take no time, in Ray, with a study in SQLite.
+
+    The sampler is random: TPE's own model of ten thousand trials is none of the orchestrator's.
+    """
+    from orchestrator.optuna_study import OptunaStudy
+    from orchestrator.ray_pool import RayPool
+
+    _init_ray(slots)
+    sweep = _Sweep(folder, num_trials, 0.0)
+    space = {name: FloatDomain(low=0, high=1) for name in NAMES}
+    study = OptunaStudy(name="bench", storage_url=f"sqlite:///{folder}/study.db", space=space, sampler="random")
+    pool = RayPool(sweep.setup, num_workers=slots)
+    driver = sweep.driver(study, pool)
+    values: Values = {}
+    due, last_cpu_s, last_s = num_trials // 10, time.process_time(), time.time()
+    while driver.step(timeout_s=0.25):
+        if len(sweep.finished) >= due:
+            cpu_s, now_s = time.process_time(), time.time()
+            values[f"rss_mb_{due}"] = _rss_mb()
+            values[f"cpu_ms_per_trial_{due}"] = 1000 * (cpu_s - last_cpu_s) / (num_trials // 10)
+            values[f"ms_per_trial_{due}"] = 1000 * (now_s - last_s) / (num_trials // 10)
+            due, last_cpu_s, last_s = due + num_trials // 10, cpu_s, now_s
+    pool.close()
+    return values
+
+
+def _rss_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+class ReportingPool:
+    """Workers that report once a second, each at its own moment, without processes and without end."""
+
+    def __init__(self, num_workers: int) -> None:
+        self._num_workers = num_workers
+        self._leases: list[Lease] = []
+        self._began_s = time.monotonic()
+        self._num_told = 0
+
+    @property
+    def num_idle(self) -> int:
+        return self._num_workers - len(self._leases)
+
+    def submit(self, lease: Lease) -> None:
+        self._leases.append(lease)
+        self._began_s, self._num_told = time.monotonic(), 0
+
+    def poll(self, timeout_s: float) -> Sequence[Event]:
+        if self.num_idle == 0 and timeout_s > 0:
+            time.sleep(0.01)  # what Ray would have gathered meanwhile: ten reports
+        num_due = int((time.monotonic() - self._began_s) * self._num_workers) if not self.num_idle else 0
+        told = range(self._num_told, num_due)
+        self._num_told = num_due
+        return [self._report(self._leases[i % self._num_workers], 1 + i // self._num_workers) for i in told]
+
+    def cancel(self, lease: Lease) -> None:
+        pass
+
+    def avoid(self, node: str) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+    def _report(self, lease: Lease, step: int) -> RunProgressed:
+        metrics = {METRIC: math.sin(step), "train/loss": 1.0, "train/reward": 2.0, "train/step": float(step)}
+        return RunProgressed(lease=lease, step=step, num_steps=10**6, metrics=metrics)
+
+
+def measure_reports(folder: Path, num_workers: int, seconds: float) -> Values:
+    """The driver's share of a core while so many workers report once a second each, and that of the fake workers."""
+    sweep = _Sweep(folder, num_workers, 1.0)
+    num_reports = itertools.count()
+
+    def on_event(event: SweepEvent) -> None:
+        if isinstance(event, RunProgressed):
+            next(num_reports)
+
+    pool = ReportingPool(num_workers)
+    sweep.on_event = on_event  # type: ignore[method-assign]
+    driver = sweep.driver(MemoryStudy(lambda number: dict.fromkeys(NAMES, 0.5)), pool)
+    while pool.num_idle:
+        driver.step()
+    began_s, cpu_s, before = time.monotonic(), time.process_time(), next(num_reports)
+    while time.monotonic() < began_s + seconds:
+        driver.step(timeout_s=0.25)
+    took_s, cpu_s = time.monotonic() - began_s, time.process_time() - cpu_s
+    alone_began_s, alone_cpu_s = time.monotonic(), time.process_time()
+    while time.monotonic() < alone_began_s + seconds / 4:
+        pool.poll(0.25)
+    alone = (time.process_time() - alone_cpu_s) / (time.monotonic() - alone_began_s)
+    return {
+        "reports_per_s": (next(num_reports) - before - 1) / took_s,
+        "core_share": cpu_s / took_s,
+        "core_share_of_fakes": alone,
+    }
+
+
+def measure_ray_reports(folder: Path, slots: int, seconds: float) -> Values:
+    """What a report costs the driver when it really comes through Ray: runs of chunks that take a tenth of a second."""
+    from orchestrator.ray_pool import RayPool
+
+    _init_ray(slots)
+    sweep = _Sweep(folder, slots, 0.02, num_chunks=10**9)
+    num_reports = itertools.count()
+
+    def on_event(event: SweepEvent) -> None:
+        if isinstance(event, RunProgressed):
+            next(num_reports)
+
+    sweep.on_event = on_event  # type: ignore[method-assign]
+    pool = RayPool(sweep.setup, num_workers=slots)
+    driver = sweep.driver(MemoryStudy(lambda number: dict.fromkeys(NAMES, 0.5)), pool)
+    while next(num_reports) < 10 * slots:
+        driver.step(timeout_s=0.25)
+    began_s, cpu_s, before = time.monotonic(), time.process_time(), next(num_reports)
+    while time.monotonic() < began_s + seconds:
+        driver.step(timeout_s=0.25)
+    took_s, cpu_s, num = time.monotonic() - began_s, time.process_time() - cpu_s, next(num_reports) - before - 1
+    pool.close()
+    return {"reports_per_s": num / took_s, "driver_cpu_ms_per_report": 1000 * cpu_s / num}

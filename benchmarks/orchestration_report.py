@@ -1,0 +1,170 @@
+"""The orchestration benchmark's page: tables from the pieces' JSON files, goals, and the reading that stands below."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.orchestration_pieces import Measurement
+
+READING = "## Reading"
+Measured = dict[str, Measurement]
+
+
+def write_report(results: Path, names: Sequence[str], path: Path) -> None:
+    """Everything above the heading "Reading" anew; what stands from there on is a person's, and stays."""
+    measured: Measured = {
+        name: json.loads((results / f"{name}.json").read_text())
+        for name in names
+        if (results / f"{name}.json").exists()
+    }
+    old = path.read_text() if path.exists() else ""
+    reading = old[old.index(READING) :] if READING in old else f"{READING}\nNone yet.\n"
+    sections = [_head(), _comparison(measured), _memory(measured), _reports(measured), _goals(measured)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([*sections, reading]))
+
+
+def _head() -> str:
+    versions = ", ".join(f"{name} {version(name)}" for name in ("ray", "optuna"))
+    return f"""# What the orchestrator costs
+`python -m benchmarks.orchestration`, written by it down to the reading. Objectives only sleep; each trial is one run in
+one chunk with five parameters, sampled by the same TPE. Ours keeps its study on the disk, as `psd sweep` does; Ray Tune
+keeps it in memory, reuses its actors and writes no logs (its quickest settings). Ray is up before the clock starts; the
+starting of the workers' processes counts.
+
+Machine: {os.cpu_count()} cores ({_processor()}), Python {platform.python_version()}, {versions}. "Load" is the
+machine's load average before and after a piece. Much above 1, others were at work, and times are too long.
+"""
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _origin(measurement: Measurement) -> list[str]:
+    load = f"{measurement['load_before']:.1f}, {measurement['load_after']:.1f}"
+    return [f"`{measurement['commit']}`", measurement["at"], load]
+
+
+def _overhead_s(measurement: Measurement) -> float:
+    return measurement["values"]["wall_s"] - measurement["values"]["ideal_s"]
+
+
+def _pairs(measured: Measured) -> dict[str, tuple[Measurement, Measurement]]:
+    """Ours and Tune's by their common name."""
+    sizes = [name.removeprefix("ours-") for name in measured if name.startswith("ours-")]
+    return {size: (measured[f"ours-{size}"], measured[f"tune-{size}"]) for size in sizes if f"tune-{size}" in measured}
+
+
+def _comparison(measured: Measured) -> str:
+    rows = []
+    for name, measurement in measured.items():
+        if not name.startswith(("ours-", "tune-")):
+            continue
+        system, size, slots = name.split("-")
+        values = measurement["values"]
+        rows.append(
+            [
+                {"ours": "psd", "tune": "Ray Tune"}[system],
+                size.replace("x", " x "),
+                slots,
+                f"{values['ideal_s']:.1f}",
+                f"{values['wall_s']:.1f}",
+                f"{_overhead_s(measurement):.1f}",
+                f"{values['startup_s']:.1f}",
+                f"{values['at_work_s'] / values['ideal_s'] - 1:+.0%}",
+                f"{values['handover_p50_ms']:.0f}",
+                f"{values['handover_p99_ms']:.0f}",
+                f"{values['driver_cpu_ms_per_trial']:.0f}",
+                *_origin(measurement),
+            ]
+        )
+    header = ["system", "trials", "slots", "ideal s", "wall s", "overhead s", "start-up s", "over ideal, at work"]
+    header += ["hand-over p50 ms", "p99 ms", "driver CPU ms a trial", "commit", "at", "load"]
+    return f"""## Against Ray Tune
+Overhead is wall time less the ideal: trials over slots, times a trial's sleep. "At work" leaves the start-up out: from
+the first trial's beginning to the last one's end. A hand-over is the time from a trial's end to the beginning of the
+trial that takes its place.
+
+{_table(header, rows)}"""
+
+
+def _memory(measured: Measured) -> str:
+    if "memory-10000" not in measured:
+        return ""
+    measurement = measured["memory-10000"]
+    values = measurement["values"]
+    counts = sorted(int(name.rsplit("_", 1)[1]) for name in values if name.startswith("rss_mb_"))
+    rows = [
+        [
+            str(count),
+            f"{values[f'rss_mb_{count}']:.0f}",
+            f"{values[f'cpu_ms_per_trial_{count}']:.1f}",
+            f"{values[f'ms_per_trial_{count}']:.1f}",
+        ]
+        for count in counts
+    ]
+    return f"""## Ten thousand trials
+Trials that take no time on two Ray workers, sampled at random; the driver's process. Commit, time, load:
+{", ".join(_origin(measurement))}.
+
+{_table(["trials", "memory MB", "CPU ms a trial", "wall ms a trial"], rows)}"""
+
+
+def _reports(measured: Measured) -> str:
+    rows = []
+    if "reports-1000" in measured:
+        measurement = measured["reports-1000"]
+        values = measurement["values"]
+        share = f"{values['core_share']:.1%} of a core, of which the fake workers {values['core_share_of_fakes']:.1%}"
+        rows.append(["1,000 fake workers", f"{values['reports_per_s']:.0f}", share, *_origin(measurement)])
+    if "ray-reports-4" in measured:
+        measurement = measured["ray-reports-4"]
+        values = measurement["values"]
+        cost = f"{values['driver_cpu_ms_per_report']:.2f} ms of CPU a report"
+        rows.append(["4 Ray workers", f"{values['reports_per_s']:.0f}", cost, *_origin(measurement)])
+    return f"""## Reports
+The driver while workers report. Fake workers need no Ray: what remains is what the driver itself does with a report.
+
+{_table(["workers", "reports a second", "driver", "commit", "at", "load"], rows)}"""
+
+
+def _goals(measured: Measured) -> str:
+    rows = [
+        [
+            f"overhead at most a fifth of Tune's: {size}",
+            f"{_overhead_s(ours):.1f} s against {_overhead_s(tune):.1f} s: {_overhead_s(ours) / _overhead_s(tune):.2f}",
+            _met(_overhead_s(ours) <= _overhead_s(tune) / 5),
+        ]
+        for size, (ours, tune) in _pairs(measured).items()
+    ]
+    for name, measurement in measured.items():
+        if name.startswith("ours-"):
+            p50_ms = measurement["values"]["handover_p50_ms"]
+            rows.append([f"hand-over p50 at most 50 ms: {name[5:]}", f"{p50_ms:.0f} ms", _met(p50_ms <= 50)])
+    if "reports-1000" in measured:
+        values = measured["reports-1000"]["values"]
+        share = values["core_share"] - values["core_share_of_fakes"]
+        rows.append(["at most 10 % of a core at 1,000 reports a second", f"{share:.1%}", _met(share <= 0.1)])
+    if "memory-10000" in measured:
+        values = measured["memory-10000"]["values"]
+        growth_kb = 1024 * (values["rss_mb_10000"] - values["rss_mb_5000"]) / 5000
+        rows.append(["memory flat over 10,000 trials", f"{growth_kb:.1f} kB a trial, from 5,000 on", "-"])
+    return f"""## Goals
+
+{_table(["goal", "measured", "met"], rows)}"""
+
+
+def _met(is_met: bool) -> str:
+    return "yes" if is_met else "**no**"
