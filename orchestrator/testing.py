@@ -7,11 +7,13 @@ import math
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.heartbeat import beat
 from orchestrator.objective import Progress
 from orchestrator.study import Suggestion, TrialRecord
 from orchestrator.trial import RunSpec, Scalar
@@ -21,8 +23,10 @@ class FakeObjective:
     """A noisy walk towards ``-(x - 3)^2``: the final ``eval/score`` depends on every step and every random number.
 
     A run's configuration: ``x``; ``num_steps``; ``steps_per_chunk``; and optionally
-    ``fault: {kind, at_step, times}``, with kinds ``value_error``, ``floating_point_error``, ``error``, ``nan`` and
-    ``kill`` (a SIGKILL of its own process). A fault strikes ``times`` times (once, if not said), across restarts.
+    ``fault: {kind, at_step, times}``, with kinds ``value_error``, ``floating_point_error``, ``error``, ``nan``,
+    ``kill`` (a SIGKILL of its own process), ``stop`` (a SIGSTOP of it: alive, and never heard of again) and ``hang`` (a
+    step that takes ``seconds``, beating or not as ``beats`` says). A fault strikes ``times`` times (once, if not said),
+    across restarts; ``note`` is the file that remembers it, if not one in the run's folder.
     """
 
     def __init__(self, build_log: Path | None = None) -> None:
@@ -78,7 +82,7 @@ class FakeRun:
         fault: Mapping[str, Any] | None = self._config.get("fault")
         if fault is None or self._step != fault["at_step"]:
             return
-        struck = self._output / "struck"
+        struck = Path(fault.get("note", self._output / "struck"))
         times = len(struck.read_text()) if struck.exists() else 0
         if times == fault.get("times", 1):
             return
@@ -94,6 +98,13 @@ class FakeRun:
                 self._score = math.nan
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "hang":
+                for _ in range(int(fault["seconds"] * 10)):
+                    time.sleep(0.1)
+                    if fault["beats"]:
+                        beat()
             case kind:
                 raise AssertionError(f"unknown fault {kind!r}")
 

@@ -45,6 +45,7 @@ class WorkerSetup:
     checkpoints: CheckpointStore
     tracker: Callable[[RunSpec, Path], Tracker]  # the run and its own folder
     checkpoint_every: int  # steps
+    memory_bytes: Callable[[], int] | None = None  # that a worker holds; None: that its process holds
 
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:
@@ -72,6 +73,7 @@ class Worker:
         self._tracking = BackgroundTracking(setup.tracker)
         self._objective: Objective | None = None
         self._active: _ActiveRun | None = None
+        self.step = 0  # of the run that is under way, or was last
 
     def start(self, lease: Lease) -> Event:
         """Begin or resume a run and do its first chunk. A run that already has its result is finished at once."""
@@ -131,13 +133,13 @@ class Worker:
             claim.close()
             raise
         tracker = self._tracking.start(lease.spec, folder.path)
-        step = 0 if lease.resume_from is None else step_of(lease.resume_from)
+        step = self.step = 0 if lease.resume_from is None else step_of(lease.resume_from)
         return _ActiveRun(lease, claim, tracker, run, step, checkpointed_step=step)
 
     def _advance(self, active: _ActiveRun) -> Event:
         progress = active.run.advance()
         assert progress.step > active.step, f"a chunk must advance the run, but it stayed at step {progress.step}"
-        active.step = progress.step
+        active.step = self.step = progress.step
         active.claim.check()
         metrics = {name: float(value) for name, value in progress.metrics.items()}
         if metrics:

@@ -33,8 +33,10 @@ from orchestrator.sweep_lock import HeldError, held
 from orchestrator.tracking import NullTracker, Tracker
 from orchestrator.trial import RunSpec
 from orchestrator.worker import WorkerSetup
+from orchestrator.worker_process import resident_bytes
 
 FAILED, INTERRUPTED = 1, 130
+STOP_TIMEOUT_S = 15.0  # for the checkpoints of a clean stop; the workers then get a little more to close
 
 
 def sweep_command(file: Path, overrides: Sequence[str], *, dry_run: bool) -> int:
@@ -167,6 +169,7 @@ def worker_setup(sweep: Sweep) -> WorkerSetup:
         checkpoints=checkpoint_store(sweep),
         tracker=make_tracking(sweep),
         checkpoint_every=sweep.experiment["checkpoint_every"],
+        memory_bytes=measure_memory,
     )
 
 
@@ -188,6 +191,13 @@ def make_objective() -> Objective:
     from orchestrator.psd_objective.objective import PsdObjective
 
     return PsdObjective()
+
+
+def measure_memory() -> int:
+    """What a worker holds between runs; called in the worker."""
+    from orchestrator.psd_objective.device import held_gpu_bytes
+
+    return held_gpu_bytes() or resident_bytes()
 
 
 def track_nothing(spec: RunSpec, output: Path) -> Tracker:
@@ -224,6 +234,8 @@ def _drive(sweep: Sweep, study: Study, console: Console) -> bool:
             shape=settings.worker,
             most_useful=sweep.num_trials * len(settings.prompts) * len(settings.seeds),
             address=ray_address(),
+            deadlines=settings.failures.deadlines(),
+            wear=settings.failures.wear(),
         )
     except UserError as error:
         raise UserError(error.problem, file=sweep.source, key=error.key, remedy=error.remedy) from None
@@ -264,7 +276,7 @@ def _loop(driver: SweepDriver, view: SweepView, display: Display, interrupt: Int
             return True
     view.stopping = True
     display.tick()
-    driver.stop()
+    driver.stop(STOP_TIMEOUT_S)
     return False
 
 

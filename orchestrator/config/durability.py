@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.deadlines import Deadlines
 from orchestrator.failure import FailurePolicy
-from orchestrator.schema import Count, NonNegative
+from orchestrator.schema import ConfigError, Count, NonNegative, Positive
+from orchestrator.worker_process import Wear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +16,20 @@ class FailuresConfig:
     backoff_s: NonNegative = FailurePolicy.backoff_s
     quarantine_after: Count = FailurePolicy.quarantine_after
     give_up_after: Count = FailurePolicy.give_up_after
+    hung_after_s: Positive = Deadlines.hung_after_s
+    loading_timeout_s: Positive = Deadlines.loading_timeout_s
+    recycle_after: Count | None = None
+    recycle_above_gb: Positive = Wear.max_growth_gb
+
+    def __post_init__(self) -> None:
+        if self.hung_after_s > self.loading_timeout_s:
+            raise ConfigError("hung_after_s", f"must be <= loading_timeout_s ({self.loading_timeout_s:g})")
+
+    def deadlines(self) -> Deadlines:
+        return Deadlines(hung_after_s=self.hung_after_s, loading_timeout_s=self.loading_timeout_s)
+
+    def wear(self) -> Wear:
+        return Wear(max_runs=self.recycle_after, max_growth_gb=self.recycle_above_gb)
 
     def policy(self) -> FailurePolicy:
         return FailurePolicy(

@@ -77,8 +77,8 @@ class SweepConfig:
     output: str
     storage: str | None = None
     tracking: TrackingConfig = TrackingConfig()
-    failures: FailuresConfig = field(default_factory=FailuresConfig)
-    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
+    failures: FailuresConfig = FailuresConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
 
     def __post_init__(self) -> None:
         for name in ("prompts", "seeds"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from orchestrator.experiment_config.experiment import EvaluationConfig
+from orchestrator.heartbeat import beat
 from psd.cameras import Cameras, CameraSampler, turntable
 from psd.evaluation.held_out import geometry_scores, held_out_cameras, mean_rewards
 from psd.export import contact_sheet, field_to_mesh, save_image, save_mesh, save_turntable
@@ -62,6 +63,7 @@ class Evaluator:
                 scores |= {f"eval/{name}": share for name, share in verdict.items()}
             files = {"contact_sheet": self._save_contact_sheet(scene, background, num_views)}
             field = scene.field()
+            beat()
             if final and field is not None:
                 scores |= geometry_scores(render, cameras, field)
             if final:
@@ -92,6 +94,7 @@ class Evaluator:
         if field is None:
             return files
         try:
+            beat()
             mesh = field_to_mesh(field)
         except ValueError:  # nothing is solid: the scores say how bad that is, and there is no surface to save
             return files
@@ -101,4 +104,5 @@ class Evaluator:
 
 
 def _render(scene: Scene, background: Background, cameras: Cameras) -> Render:
+    beat()
     return scene.render(cameras, background.fixed(cameras).rgb)

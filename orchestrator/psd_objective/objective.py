@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from orchestrator.experiment_config.experiment import ExperimentConfig, experiment
+from orchestrator.heartbeat import beat
 from orchestrator.objective import Progress
 from orchestrator.psd_objective.distillation import build_distillation
 from orchestrator.psd_objective.evaluator import Evaluator
@@ -138,6 +139,7 @@ class PsdRun:
         terms: dict[str, list[float]] = defaultdict(list)
         for _ in range(first, last):
             report = self._optimization.step()
+            beat()
             self._unet_calls += report.unet_calls
             for name, value in report.terms.items():
                 terms[name].append(value)

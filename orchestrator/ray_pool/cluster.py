@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -45,6 +47,31 @@ def alive_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def draining_nodes() -> set[str]:
+    """The ids of nodes that are about to be taken away: spot instances with notice, nodes that are scaled down.
+
+    Ray has no public way to ask; where this one goes, a node is lost without notice, as any other.
+    """
+    try:
+        return set(ray._private.state.state.get_draining_nodes())
+    except (AttributeError, RuntimeError):
+        return set()
+
+
+def kill_process(node: Node, pid: int) -> None:
+    """End a worker's process for good: one that is stopped, or stuck in a driver call, does not hear Ray."""
+    _ = ray.remote(_kill).options(num_cpus=0, scheduling_strategy=on_node(node)).remote(pid)
+
+
+def _kill(pid: int) -> None:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return  # it is gone
+    if command.startswith(b"ray::"):  # else the number is another process's by now
+        os.kill(pid, signal.SIGKILL)
 
 
 def on_node(node: Node) -> NodeAffinitySchedulingStrategy:

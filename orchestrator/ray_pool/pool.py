@@ -5,21 +5,26 @@ from __future__ import annotations
 import logging
 import math
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayError
 
+from orchestrator.carrying import Receiver
 from orchestrator.clock import Clock, SystemClock
-from orchestrator.errors import SweepAbortedError, UserError
-from orchestrator.failure import SPARES_WORKER
+from orchestrator.deadlines import Deadlines, Watch
+from orchestrator.errors import SupersededError, SweepAbortedError, UserError
+from orchestrator.failure import SPARES_WORKER, classify
 from orchestrator.placement import Node, WorkerShape, demand, room, spread
 from orchestrator.ray_pool import cluster
 from orchestrator.trial import Event, Failure, FailureKind, Lease, RunFailed, RunProgressed
-from orchestrator.worker import Worker, WorkerSetup
+from orchestrator.worker import WorkerSetup
+from orchestrator.worker_process import Pulse, Report, Wear, WorkerProcess
 
 _log = logging.getLogger(__name__)
 
@@ -29,17 +34,27 @@ HOLD_OFF_S = 60.0  # a node on which a worker could not start
 RELEASE_AFTER_S = 120.0  # a worker that has nothing to do, so that others, or nobody, pay for its node
 ABANDONED_AFTER_S = 1800.0  # without any worker
 GPU_QUERY_TIMEOUT_S = 60.0
+_PULSE = "pulse"  # the concurrency group in which a worker answers while its chunk is under way
+_PULSE_EVERY_S = 2.0
 _OWN_GPU_SHARE = 0.95  # of a worker's part of a GPU: CUDA itself takes some for each process
+
+
+# mypy does not know all that Ray accepts.
+_ACTOR_CLASS: Any = ray.remote(concurrency_groups={_PULSE: 1})(WorkerProcess)  # type: ignore[call-overload]
 
 
 @dataclass
 class _Slot:
-    actor: Any  # a handle to a Worker
+    actor: Any  # a handle to a WorkerProcess
     node: Node
     call: Any = None  # the outstanding call's ObjectRef: of its start, or of its lease; None: idle
     lease: Lease | None = None
     cancelled: bool = False
     since_s: float = 0.0  # when it began to start, or became idle
+    watch: Watch | None = None  # since the outstanding call
+    pulse: Any = None  # the ObjectRef of an outstanding question for a sign of life
+    pulse_due_s: float = 0.0
+    pid: int | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -61,6 +76,8 @@ class RayPool:
     Args:
         num_workers: ``"auto"`` is as many as there is room for.
         most_useful: an upper bound in any case: there will not be more runs than this at a time.
+        deadlines: after which a worker that gives no sign of life is ended; its run goes elsewhere.
+        wear: after which a worker is replaced by a fresh one.
         worker_env: environment of the actors' processes. ``OMP_NUM_THREADS`` is the worker's CPUs if not given
             here, since Ray would set it to 1.
         address: of a running cluster, ``"auto"`` for the one that this machine belongs to.
@@ -78,10 +95,16 @@ class RayPool:
         most_useful: int = 1000,
         worker_env: Mapping[str, str] | None = None,
         address: str | None = None,
-        close_timeout_s: float = 60.0,
+        close_timeout_s: float = 12.0,
+        deadlines: Deadlines = Deadlines(),
+        wear: Wear = Wear(),
         clock: Clock | None = None,
     ) -> None:
         self._setup = setup
+        self._deadlines = deadlines
+        self._wear = wear
+        self._receiver = Receiver(setup.runs, setup.checkpoints)
+        self._probe = _put_probe(setup.runs)
         self._worker_env = worker_env or {}
         self._close_timeout_s = close_timeout_s
         self._clock = clock or SystemClock()
@@ -91,6 +114,7 @@ class RayPool:
         self._gpu_memory_gb: dict[str, float] = {}  # by node id
         self._held_off: dict[str, float] = {}  # node id: until when
         self._quarantined: set[str] = set()  # addresses of nodes that get no more runs
+        self._draining: set[str] = set()  # ids of nodes that are about to be taken away
         self._next_look_s = self._peopled_s = self._clock.now_s
         self._hint = 0  # workers that the autoscaler was last asked for
         if self._owns_ray:
@@ -122,12 +146,23 @@ class RayPool:
         assert slot is not None, "no worker is idle"
         slot.lease = lease
         slot.cancelled = False
-        slot.call = slot.actor.start.remote(lease)
+        self._call(slot, slot.actor.start.remote(lease), is_loading=True)
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
         """Raises:
         SweepAbortedError: an elastic pool has been without any worker for half an hour.
         """
+        until_s = time.monotonic() + timeout_s
+        while True:
+            left_s = until_s - time.monotonic()
+            events = self._look(min(max(left_s, 0.0), _PULSE_EVERY_S))
+            if events is not None:
+                return events
+            if left_s <= _PULSE_EVERY_S:
+                return ()
+
+    def _look(self, timeout_s: float) -> Sequence[Event] | None:
+        """What has happened, if it is only that a worker came up; None if nothing has, though something is awaited."""
         if self._elastic and self._clock.now_s >= self._next_look_s:
             self._follow_the_cluster()
         calls = [slot.call for slot in self._slots if slot.call is not None]
@@ -139,13 +174,14 @@ class RayPool:
         if ready:
             ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
         answered = set(ready)
-        events = []
+        events: list[Event | None] = []
         for slot in [slot for slot in self._slots if slot.call in answered]:
             if slot.is_starting:
                 self._welcome(slot)
             else:
                 events.append(self._reap(slot))
-        return events
+        events += self._end_hung()
+        return [event for event in events if event is not None] if ready or events else None
 
     def cancel(self, lease: Lease) -> None:
         for slot in self._slots:
@@ -175,38 +211,131 @@ class RayPool:
         for slot in self._slots:
             ray.kill(slot.actor)
         self._slots = []
+        self._probe.unlink(missing_ok=True)
         if self._owns_ray:
             ray.shutdown()
 
     # What workers report
 
-    def _reap(self, slot: _Slot) -> Event:
-        """The event that a slot's call ended in, and the slot's next call."""
+    def _reap(self, slot: _Slot) -> Event | None:
+        """The event that a slot's call ended in, if it ended in one, and the slot's next call."""
         assert slot.lease is not None
         try:
-            event: Event = ray.get(slot.call)
+            report: Report = ray.get(slot.call)
         except RayError as error:
-            message = f"the worker was lost ({type(error).__name__})"
-            failure = Failure(kind=FailureKind.LOST, message=message, traceback=str(error))
-            event = RunFailed(lease=slot.lease, failure=failure)
+            return self._end_lease(slot, RunFailed(lease=slot.lease, failure=self._loss(error, slot.node)))
+        event = self._take_in(slot, report)
         if isinstance(event, RunProgressed):
-            slot.call = slot.actor.stop.remote() if slot.cancelled else slot.actor.advance.remote()
+            is_over = slot.cancelled or self._is_left(slot.node)
+            self._call(slot, slot.actor.stop.remote() if is_over else slot.actor.advance.remote())
             return event
-        slot.lease = slot.call = None
+        return None if event is None else self._end_lease(slot, event, worn=report.worn)
+
+    def _take_in(self, slot: _Slot, report: Report) -> Event | None:
+        """The event of a report, with what came with it written down; None where the worker lacks its checkpoint."""
+        lease = slot.lease
+        assert lease is not None
+        try:
+            if report.event is None:
+                assert lease.resume_from is not None
+                checkpoint = self._receiver.pack_checkpoint(lease.resume_from)
+                self._call(slot, slot.actor.start.remote(lease, checkpoint), is_loading=True)
+            elif report.parcel is not None:
+                self._receiver.receive(report.event, report.parcel)
+        except OSError as error:
+            failure = Failure(kind=FailureKind.STORAGE, message=f"on the driver's disk: {error}")
+            if isinstance(report.event, RunProgressed):  # the worker would go on with it
+                failure = replace(failure, kind=FailureKind.ERROR)
+            return RunFailed(lease=lease, failure=failure)
+        except SupersededError as error:
+            return RunFailed(lease=lease, failure=classify(error))
+        return report.event
+
+    def _end_lease(self, slot: _Slot, event: Event, worn: str = "") -> Event:
+        """A lease's last event, and what becomes of its worker."""
+        assert slot.lease is not None
+        self._receiver.forget(slot.lease)
+        slot.lease = slot.call = slot.watch = None
         slot.since_s = self._clock.now_s
         if isinstance(event, RunFailed):
             event = replace(event, failure=replace(event.failure, node=slot.node.address))
-        quarantined = slot.node.address in self._quarantined
-        if quarantined or (isinstance(event, RunFailed) and event.failure.kind not in SPARES_WORKER):
+        if isinstance(event, RunFailed) and event.failure.kind not in SPARES_WORKER:
             # Dead, cut off, or broken in a way that may outlast the run: never trusted with another one.
             self._replace(slot)
+        elif worn or self._is_left(slot.node):
+            if worn:
+                _log.warning("%s: a worker is replaced: %s", slot.node.address, worn)
+            self._replace(slot, in_peace=True)
         return event
 
-    def _replace(self, slot: _Slot) -> None:
-        self._drop(slot)
+    def _loss(self, error: RayError, node: Node) -> Failure:
+        name = type(error).__name__
+        if isinstance(error, OutOfMemoryError):
+            kind, message = (
+                FailureKind.OUT_OF_MEMORY,
+                f"the machine is out of memory: Ray ended the worker ({name})",
+            )
+        elif getattr(error, "preempted", False) or node.node_id in self._draining:
+            kind, message = FailureKind.PREEMPTED, f"its node was taken away ({name})"
+        else:
+            kind, message = FailureKind.LOST, f"the worker was lost ({name})"
+        return Failure(kind=kind, message=message, traceback=str(error))
+
+    def _is_left(self, node: Node) -> bool:
+        """Whether runs move away from a node: it fails too often, or is about to be taken away."""
+        return node.address in self._quarantined or node.node_id in self._draining
+
+    # Signs of life
+
+    def _call(self, slot: _Slot, call: Any, *, is_loading: bool = False) -> None:
+        now_s = self._clock.now_s
+        slot.call = call
+        slot.watch = Watch(self._deadlines, now_s, is_loading=is_loading)
+        slot.pulse_due_s = now_s + _PULSE_EVERY_S
+
+    def _end_hung(self) -> list[Event | None]:
+        """Ask workers whose chunk takes its time for a sign of life, and end those that have given none for long."""
+        now_s = self._clock.now_s
+        busy = [slot for slot in self._slots if slot.lease is not None and now_s >= slot.pulse_due_s]
+        if not busy:
+            return []
+        asked = [slot.pulse for slot in busy if slot.pulse is not None]
+        answered = set(ray.wait(asked, num_returns=len(asked), timeout=0)[0]) if asked else set()
+        events: list[Event | None] = []
+        for slot in busy:
+            if slot.pulse in answered:
+                self._hear(slot, now_s)
+            if slot.pulse is None:
+                slot.pulse = slot.actor.pulse.options(concurrency_group=_PULSE).remote()
+            slot.pulse_due_s = now_s + _PULSE_EVERY_S
+            if slot.watch is not None and slot.watch.is_over(now_s):
+                events.append(self._end_hung_lease(slot, slot.watch.silent_s(now_s)))
+        return events
+
+    def _hear(self, slot: _Slot, now_s: float) -> None:
+        call, slot.pulse = slot.pulse, None
+        with suppress(RayError):  # a dead worker is told by its lease's call
+            pulse: Pulse = ray.get(call)
+            slot.pid = pulse.pid
+            if slot.watch is not None:
+                slot.watch.hear(pulse.num_beats, now_s)
+
+    def _end_hung_lease(self, slot: _Slot, silent_s: float) -> Event:
+        assert slot.lease is not None
+        message = f"the worker hung: no sign of life for {silent_s:.0f} s"
+        failure = Failure(kind=FailureKind.HUNG, message=message)
+        if slot.pid is not None:
+            cluster.kill_process(slot.node, slot.pid)
+        return self._end_lease(slot, RunFailed(lease=slot.lease, failure=failure))
+
+    def _replace(self, slot: _Slot, *, in_peace: bool = False) -> None:
+        if in_peace:
+            self._let_go(slot)
+        else:
+            self._drop(slot)
         if self._elastic:
             self._next_look_s = self._clock.now_s  # somewhere there is room again, here or elsewhere
-        elif slot.node.address not in self._quarantined:
+        elif not self._is_left(slot.node):
             self._add_worker(slot.node)
 
     # How many workers, and where
@@ -215,7 +344,8 @@ class RayPool:
         now_s = self._clock.now_s
         self._next_look_s = now_s + LOOK_EVERY_S
         nodes = self._with_gpu_memory(cluster.alive_nodes())
-        self._drop_unusable({node.node_id for node in nodes}, now_s)
+        self._draining |= cluster.draining_nodes()
+        self._drop_unusable({node.node_id for node in nodes} - self._draining, now_s)
         self._release_idle(now_s)
         if not self.num_idle:
             self._grow([node for node in nodes if self._is_trusted(node, now_s)])
@@ -229,7 +359,7 @@ class RayPool:
             )
 
     def _is_trusted(self, node: Node, now_s: float) -> bool:
-        return node.address not in self._quarantined and self._held_off.get(node.node_id, now_s) <= now_s
+        return not self._is_left(node) and self._held_off.get(node.node_id, now_s) <= now_s
 
     def _drop_unusable(self, alive: set[str], now_s: float) -> None:
         """Workers of nodes that are gone, and those that do not come up. A lost lease is told by its own call."""
@@ -245,9 +375,7 @@ class RayPool:
         idle = [slot for slot in self._slots if slot.is_idle]
         released = [slot for slot in idle[1:] if now_s - slot.since_s > RELEASE_AFTER_S]
         for slot in released:
-            slot.actor.close.remote()
-            slot.actor.__ray_terminate__.remote()  # after what was asked of it before
-            self._slots.remove(slot)
+            self._let_go(slot)
         if released:
             self._hint_at(len(self._slots))
 
@@ -268,21 +396,18 @@ class RayPool:
         env = {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
         if 0 < gpus < 1:  # so that one that overreaches fails alone
             env["PYTORCH_ALLOC_CONF"] = f"per_process_memory_fraction:{_OWN_GPU_SHARE * gpus:.3f}"
-        actor = (
-            ray.remote(Worker)
-            .options(
-                num_cpus=cpus,
-                num_gpus=gpus,
-                resources=amounts,
-                max_restarts=0,
-                scheduling_strategy=cluster.on_node(node),
-                runtime_env={"env_vars": {**env, **self._worker_env}},
-            )
-            .remote(self._setup)
-        )
+        actor = _ACTOR_CLASS.options(
+            num_cpus=cpus,
+            num_gpus=gpus,
+            resources=amounts,
+            max_restarts=0,
+            scheduling_strategy=cluster.on_node(node),
+            runtime_env={"env_vars": {**env, **self._worker_env}},
+        ).remote(self._setup, self._wear, self._probe.name)
         # In a pool of fixed size Ray may queue a lease until the worker is up; a cluster's worker may never come up.
-        call = actor.__ray_ready__.remote() if self._elastic else None  # type: ignore[union-attr]
-        self._slots.append(_Slot(actor, node, call, since_s=self._clock.now_s))
+        call = actor.__ray_ready__.remote() if self._elastic else None
+        pulse = actor.pulse.options(concurrency_group=_PULSE).remote()  # tells its process's number
+        self._slots.append(_Slot(actor, node, call, since_s=self._clock.now_s, pulse=pulse))
 
     def _welcome(self, slot: _Slot) -> None:
         """A worker that has started is idle, or could not start."""
@@ -298,6 +423,12 @@ class RayPool:
         self._drop(slot)
         self._held_off[slot.node.node_id] = self._clock.now_s + HOLD_OFF_S
         _log.warning("%s: %s; not asked again for %.0f s", slot.node.address, reason, HOLD_OFF_S)
+
+    def _let_go(self, slot: _Slot) -> None:
+        """Have a worker that is idle end by itself."""
+        slot.actor.close.remote()
+        slot.actor.__ray_terminate__.remote()  # after what was asked of it before
+        self._slots.remove(slot)
 
     def _drop(self, slot: _Slot) -> None:
         self._slots.remove(slot)
@@ -352,6 +483,14 @@ class RayPool:
                 remedy=f"use up to {capacity} workers" if capacity else "let a worker hold less; see the keys worker.*",
             )
         return wanted
+
+
+def _put_probe(runs: Path) -> Path:
+    """A file that only those can see who see the driver's disk, and not one of the same path on theirs."""
+    runs.mkdir(parents=True, exist_ok=True)
+    probe = runs / f".driver-{uuid.uuid4().hex}"
+    probe.touch()
+    return probe
 
 
 def _with_gpus(shape: WorkerShape, nodes: Sequence[Node]) -> WorkerShape:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import ray
 from orchestrator.budget import Budget
 from orchestrator.checkpoints import DirectoryCheckpoints
 from orchestrator.clock import SystemClock
+from orchestrator.deadlines import Deadlines
 from orchestrator.driver import SweepDriver, SweepEvent
 from orchestrator.errors import UserError
 from orchestrator.failure import FailurePolicy
@@ -25,11 +27,13 @@ from orchestrator.objective import Objective
 from orchestrator.placement import WorkerShape
 from orchestrator.pool import Pool
 from orchestrator.ray_pool import RayPool
+from orchestrator.ray_pool import pool as ray_pool_module
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import Suggestion, TrialRecord
 from orchestrator.testing import FakeObjective, MemoryStudy, RecordingTracker
-from orchestrator.trial import FailureKind, Lease, RunFailed, RunFinished, RunProgressed, RunSpec, TrialSpec
+from orchestrator.trial import Event, FailureKind, Lease, RunFailed, RunFinished, RunProgressed, RunSpec, TrialSpec
 from orchestrator.worker import WorkerSetup
+from orchestrator.worker_process import Wear
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -106,6 +110,89 @@ def test_killed_processes_change_no_result(tmp_path: Path) -> None:
     assert len((tmp_path / "built").read_text().splitlines()) == 4, "two workers, two in place of the killed"
 
 
+def _lease(**config: Any) -> Lease:
+    defaults = {"x": 1.0, "num_steps": 20, "steps_per_chunk": 5}
+    return Lease(spec=RunSpec(run_id="run", trial=0, prompt="p", seed=0, config={**defaults, **config}))
+
+
+def _until_end(pool: Pool, lease: Lease) -> list[Event]:
+    pool.submit(lease)
+    events: list[Event] = []
+    while not events or isinstance(events[-1], RunProgressed):
+        events += pool.poll(5.0)
+    return events
+
+
+@pytest.mark.parametrize("kind", ["stop", "hang"])
+def test_a_worker_that_hangs_is_ended_and_its_run_goes_on_elsewhere(tmp_path: Path, kind: str) -> None:
+    """A process that is stopped is alive to Ray; one that sleeps even answers when it is asked."""
+    setup = _setup(tmp_path, partial(FakeObjective, tmp_path / "built"))
+    pool = RayPool(setup, num_workers=1, deadlines=Deadlines(hung_after_s=3.0, loading_timeout_s=90.0))
+    lease = _lease(fault={"kind": kind, "at_step": 12, "seconds": 600.0, "beats": False})
+    try:
+        began_s = time.monotonic()
+        failed = _until_end(pool, lease)[-1]
+        assert isinstance(failed, RunFailed)
+        assert failed.failure.kind is FailureKind.HUNG
+        assert "the worker hung: no sign of life for" in failed.failure.message
+        assert failed.failure.node
+        assert time.monotonic() - began_s < 85.0, "the deadline of work, not of loading"
+        location = setup.checkpoints.latest("run")
+        finished = _until_end(pool, replace(lease, attempt=1, resume_from=location))[-1]
+        assert isinstance(finished, RunFinished)
+        first, second = map(int, (tmp_path / "built").read_text().split())
+        assert first != second
+        deadline_s = time.monotonic() + 60.0
+        while Path(f"/proc/{first}").exists() and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        assert not Path(f"/proc/{first}").exists(), "its process is gone, and what it held of a GPU"
+    finally:
+        pool.close()
+
+
+def test_a_long_chunk_that_beats_is_left_alone(tmp_path: Path) -> None:
+    pool = RayPool(_setup(tmp_path), num_workers=1, deadlines=Deadlines(hung_after_s=3.0, loading_timeout_s=90.0))
+    try:
+        lease = _lease(fault={"kind": "hang", "at_step": 12, "seconds": 7.0, "beats": True})
+        assert isinstance(_until_end(pool, lease)[-1], RunFinished)
+    finally:
+        pool.close()
+
+
+def test_workers_that_are_worn_are_replaced(tmp_path: Path) -> None:
+    pool = RayPool(_setup(tmp_path, partial(FakeObjective, tmp_path / "built")), num_workers=1, wear=Wear(max_runs=2))
+    try:
+        for number in range(4):
+            lease = _lease()
+            lease = replace(lease, spec=replace(lease.spec, run_id=f"run-{number}"))
+            assert isinstance(_until_end(pool, lease)[-1], RunFinished)
+    finally:
+        pool.close()
+    assert len(set((tmp_path / "built").read_text().split())) == 2
+
+
+def test_without_a_shared_disk_a_killed_run_goes_on_from_what_the_driver_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference_setup = _setup(tmp_path / "reference")
+    reference = _sweep(LocalPool(reference_setup, num_workers=2), reference_setup, [], {})
+    monkeypatch.setattr(ray_pool_module, "_put_probe", lambda runs: Path("/nowhere/.driver-1"))
+    setup = _setup(tmp_path / "apart")
+    # What struck once must not strike again, and the note of it is carried with the run's other files only to here.
+    faults = {"t0000-p00-s1": {"kind": "kill", "at_step": 27, "note": str(tmp_path / "struck")}}
+    pool = RayPool(setup, num_workers=2)
+    events: list[SweepEvent] = []
+    try:
+        assert _sweep(pool, setup, events, faults) == reference
+    finally:
+        pool.close()
+    assert [event.lease.spec.run_id for event in events if isinstance(event, RunFailed)] == ["t0000-p00-s1"]
+    for run_id in ("t0000-p00-s0", "t0000-p00-s1"):
+        ours, theirs = (RunFolder(folder.runs, run_id) for folder in (setup, reference_setup))
+        assert ours.metrics() == theirs.metrics()
+        assert (ours.path / "picture.txt").read_text() == (theirs.path / "picture.txt").read_text()
+
+
 @dataclass(frozen=True)
 class TellingObjective(FakeObjective):
     """Leaves the environment that it was built in."""
@@ -169,9 +256,11 @@ _INTERRUPTED = """
 import os, pathlib, signal, sys
 from orchestrator.checkpoints import DirectoryCheckpoints
 from orchestrator.ray_pool import RayPool
+from orchestrator.ray_pool import pool as ray_pool_module
 from orchestrator.testing import FakeObjective, RecordingTracker
 from orchestrator.trial import Lease, RunProgressed, RunSpec, RunStopped
 from orchestrator.worker import WorkerSetup
+from orchestrator.worker_process import Wear
 
 assert "torch" not in sys.modules, "the driver's process needs no torch"
 runs = pathlib.Path(sys.argv[1])

@@ -1,0 +1,43 @@
+"""How long a worker may be silent before it is taken for one that hangs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadlines:
+    """Two of them: a run's first chunk loads models and compiles kernels, for minutes, with nothing to report."""
+
+    hung_after_s: float = 25.0  # without a beat, a step or a report
+    loading_timeout_s: float = 600.0  # from a run's start to its first sign of life
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hung_after_s <= self.loading_timeout_s:
+            raise ValueError(
+                f"hung_after_s must be > 0 and at most loading_timeout_s, got {self.hung_after_s} and "
+                f"{self.loading_timeout_s}"
+            )
+
+
+class Watch:
+    """A worker's signs of life since it was called: the count of its beats, asked for from outside, must move."""
+
+    def __init__(self, deadlines: Deadlines, now_s: float, *, is_loading: bool) -> None:
+        self._deadlines = deadlines
+        self._is_loading = is_loading
+        self._num_beats: int | None = None
+        self._moved_s = now_s
+
+    def hear(self, num_beats: int, now_s: float) -> None:
+        if self._num_beats is not None and num_beats != self._num_beats:
+            self._is_loading = False
+            self._moved_s = now_s
+        self._num_beats = num_beats
+
+    def silent_s(self, now_s: float) -> float:
+        return now_s - self._moved_s
+
+    def is_over(self, now_s: float) -> bool:
+        allowed_s = self._deadlines.loading_timeout_s if self._is_loading else self._deadlines.hung_after_s
+        return self.silent_s(now_s) > allowed_s

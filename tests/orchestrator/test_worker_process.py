@@ -1,0 +1,220 @@
+"""A worker on a machine that does not see the driver's disk; one that wears out; one that may be silent for so long."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.carrying import Parcel, Receiver, pack, unpack
+from orchestrator.checkpoints import DirectoryCheckpoints, step_of
+from orchestrator.deadlines import Deadlines, Watch
+from orchestrator.run_folder import RunFolder
+from orchestrator.testing import FakeObjective
+from orchestrator.tracking import NullTracker, Tracker
+from orchestrator.trial import Event, Lease, RunFinished, RunProgressed, RunSpec, RunStopped
+from orchestrator.worker import WorkerSetup
+from orchestrator.worker_process import Report, Wear, WorkerProcess, resident_bytes
+
+CONFIG = {"x": 1.0, "num_steps": 30, "steps_per_chunk": 5}
+LEASE = Lease(spec=RunSpec(run_id="t0000-p00-s0", trial=0, prompt="p", seed=0, config=CONFIG))
+
+
+def track_nothing(spec: RunSpec, output: Path) -> Tracker:
+    return NullTracker()
+
+
+def setup(runs: Path) -> WorkerSetup:
+    return WorkerSetup(
+        objective=FakeObjective,
+        runs=runs,
+        checkpoints=DirectoryCheckpoints(runs),
+        tracker=track_nothing,
+        checkpoint_every=10,
+    )
+
+
+class Link:
+    """A driver's disk, and workers elsewhere: all that passes between them is pickled."""
+
+    def __init__(self, runs: Path) -> None:
+        self.runs = runs
+        self.store = DirectoryCheckpoints(runs)
+        self.receiver = Receiver(runs, self.store)
+        self.folder = RunFolder(runs, LEASE.spec.run_id)
+
+    def worker(self) -> WorkerProcess:
+        return WorkerProcess(pickle.loads(pickle.dumps(setup(self.runs / "not there"))), Wear(), ".driver-1")
+
+    def take(self, report: Report) -> Event:
+        report = pickle.loads(pickle.dumps(report))
+        assert report.event is not None
+        assert report.parcel is not None
+        self.receiver.receive(report.event, report.parcel)
+        return report.event
+
+    def start(self, worker: WorkerProcess, lease: Lease) -> Event:
+        report = worker.start(lease)
+        if report.event is None:
+            report = worker.start(lease, self.receiver.pack_checkpoint(lease.resume_from or ""))
+        return self.take(report)
+
+    def until_end(self, worker: WorkerProcess, lease: Lease) -> list[Event]:
+        events = [self.start(worker, lease)]
+        while isinstance(events[-1], RunProgressed):
+            events.append(self.take(worker.advance()))
+        return events
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> Link:
+    return Link(tmp_path / "runs")
+
+
+def reference(folder: Path) -> RunFinished:
+    folder.mkdir()
+    worker = WorkerProcess(setup(folder), Wear(), ".")
+    event = worker.start(LEASE).event
+    while isinstance(event, RunProgressed):
+        event = worker.advance().event
+    assert isinstance(event, RunFinished)
+    return event
+
+
+def test_what_a_run_elsewhere_makes_arrives_where_it_would_have_been_made(link: Link, tmp_path: Path) -> None:
+    here = reference(tmp_path / "here")
+    events = link.until_end(link.worker(), LEASE)
+    assert events[-1] == here
+    own = RunFolder(tmp_path / "here", LEASE.spec.run_id)
+    assert link.folder.metrics() == own.metrics()
+    assert link.folder.result() == own.result() == here.metrics
+    for name in ("spec.json", "result.json", "picture.txt", "closed"):
+        assert (link.folder.path / name).read_bytes() == (own.path / name).read_bytes()
+    assert step_of(link.store.latest(LEASE.spec.run_id) or "") == 20
+
+
+def test_a_run_goes_on_on_a_third_machine_from_what_arrived(link: Link, tmp_path: Path) -> None:
+    first = link.worker()
+    link.start(first, LEASE)
+    for _ in range(4):
+        link.take(first.advance())  # to step 25; the machine is lost
+    again = replace(LEASE, attempt=1, resume_from=link.store.latest(LEASE.spec.run_id))
+    events = link.until_end(link.worker(), again)
+    assert isinstance(events[0], RunProgressed)
+    assert events[0].step == 25
+    assert isinstance(events[-1], RunFinished)
+    assert events[-1].metrics == reference(tmp_path / "here").metrics
+    assert [row["step"] for row in link.folder.metrics()] == [5, 10, 15, 20, 25, 30]
+
+
+def test_a_run_that_is_stopped_elsewhere_leaves_its_checkpoint_here(link: Link) -> None:
+    worker = link.worker()
+    link.start(worker, LEASE)
+    event = link.take(worker.stop())
+    assert event == RunStopped(lease=LEASE, step=5)
+    assert step_of(link.store.latest(LEASE.spec.run_id) or "") == 5
+
+
+def test_what_an_old_attempt_still_sends_is_refused(link: Link) -> None:
+    from orchestrator.errors import SupersededError
+
+    old = link.worker()
+    link.start(old, LEASE)
+    link.until_end(link.worker(), replace(LEASE, attempt=1))
+    before = link.folder.metrics()
+    for _ in range(4):
+        report = old.advance()
+        assert report.event is not None
+        assert report.parcel is not None
+        link.receiver.receive(report.event, report.parcel)  # rows go nowhere
+    assert link.folder.metrics() == before
+    report = old.advance()
+    assert isinstance(report.event, RunFinished)
+    assert report.parcel is not None
+    with pytest.raises(SupersededError):
+        link.receiver.receive(report.event, report.parcel)
+
+
+def test_files_are_sent_when_they_change(link: Link) -> None:
+    worker = link.worker()
+    parcels = [worker.start(LEASE).parcel, worker.advance().parcel]
+    assert [sorted(parcel.files) for parcel in parcels if parcel] == [["picture.txt"]] * 2
+    assert [parcel.step for parcel in parcels if parcel] == [5, 10]
+    assert [parcel.checkpoint is not None for parcel in parcels if parcel] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["../up", "/etc/passwd", "a/../../up", ""])
+def test_a_parcel_writes_only_into_its_runs_folder(link: Link, name: str) -> None:
+    event = RunProgressed(lease=LEASE, step=5, num_steps=30, metrics={})
+    with pytest.raises(OSError, match="would leave"):
+        link.receiver.receive(event, Parcel(step=5, files={name: b"x"}))
+
+
+def test_an_archive_writes_only_into_its_folder(tmp_path: Path) -> None:
+    import tarfile
+
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "a").write_text("a")
+    (tmp_path / "from" / "link").symlink_to("/etc/passwd")
+    with pytest.raises(tarfile.FilterError):
+        unpack(pack(tmp_path / "from"), tmp_path / "to")
+
+
+def test_a_worker_that_sees_the_drivers_disk_sends_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".driver-1").touch()
+    worker = WorkerProcess(setup(tmp_path), Wear(), ".driver-1")
+    report = worker.start(LEASE)
+    assert report.parcel is None
+    assert RunFolder(tmp_path, LEASE.spec.run_id).metrics()
+
+
+def run_times(worker: WorkerProcess, count: int) -> list[str]:
+    worn = []
+    for number in range(count):
+        spec = replace(LEASE.spec, run_id=f"run-{number}", config={**CONFIG, "num_steps": 5})
+        worn.append(worker.start(Lease(spec=spec)).worn)
+    return worn
+
+
+def test_a_worker_is_worn_after_so_many_runs(tmp_path: Path) -> None:
+    worker = WorkerProcess(setup(tmp_path), Wear(max_runs=3), ".")
+    assert run_times(worker, 4) == ["", "", "it has done 3 runs", "it has done 4 runs"]
+
+
+def test_a_worker_is_worn_when_what_it_holds_between_runs_grows(tmp_path: Path) -> None:
+    held = iter([5e9, 4e9, 5.9e9, 6.1e9])
+    worker = WorkerProcess(replace(setup(tmp_path), memory_bytes=lambda: int(next(held))), Wear(), ".")
+    assert run_times(worker, 4) == ["", "", "", "what it holds between runs grew by 2.1 GB in 4 runs"]
+
+
+def test_wear_needs_sense() -> None:
+    with pytest.raises(ValueError, match="max_runs must be >= 1"):
+        Wear(max_runs=0)
+    with pytest.raises(ValueError, match="max_growth_gb must be > 0"):
+        Wear(max_growth_gb=0)
+    assert resident_bytes() > 10e6
+
+
+def test_loading_may_be_silent_for_longer_than_work() -> None:
+    deadlines = Deadlines(hung_after_s=25.0, loading_timeout_s=600.0)
+    watch = Watch(deadlines, 0.0, is_loading=True)
+    watch.hear(7, 10.0)
+    watch.hear(7, 500.0)
+    assert not watch.is_over(600.0)
+    assert watch.is_over(600.1)
+    watch.hear(8, 601.0)
+    assert not watch.is_over(626.0)
+    assert watch.is_over(626.1)
+
+
+def test_a_chunk_may_take_long_as_long_as_it_beats() -> None:
+    watch = Watch(Deadlines(hung_after_s=25.0), 0.0, is_loading=False)
+    for second in range(0, 1000, 20):
+        watch.hear(second, float(second))
+        assert not watch.is_over(second + 20.0)
+    assert watch.silent_s(1010.0) == 30.0
+    assert watch.is_over(1010.0)
+    with pytest.raises(ValueError, match="at most loading_timeout_s"):
+        Deadlines(hung_after_s=700.0)
