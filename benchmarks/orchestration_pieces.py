@@ -17,9 +17,10 @@ from orchestrator.checkpoints import DirectoryCheckpoints
 from orchestrator.clock import SystemClock
 from orchestrator.driver import SweepDriver, SweepEvent
 from orchestrator.failure import FailurePolicy
+from orchestrator.goals import Goal
 from orchestrator.objective import Progress
 from orchestrator.pool import Pool
-from orchestrator.search_space import FloatDomain
+from orchestrator.search_space import FloatDomain, SearchSpace
 from orchestrator.study import Study, Suggestion
 from orchestrator.testing import MemoryStudy
 from orchestrator.tracking import NullTracker, Tracker
@@ -111,7 +112,7 @@ class _Sweep:
             study=study,
             pool=pool,
             planner=self.plan,
-            metric=METRIC,
+            goals=[Goal(name=METRIC, metric=METRIC)],
             runs=self.setup.runs,
             checkpoints=self.setup.checkpoints,
             failure_policy=FailurePolicy(),
@@ -146,8 +147,12 @@ def _init_ray(num_cpus: int) -> None:
     )
 
 
+def _space() -> SearchSpace:
+    return SearchSpace(domains={name: FloatDomain(low=0, high=1) for name in NAMES}, conditions={})
+
+
 def measure_ours(folder: Path, num_trials: int, trial_s: float, slots: int) -> Values:
-    from orchestrator.optuna_study import OptunaStudy
+    from orchestrator.optuna_study import OptunaStudy, Sampling
     from orchestrator.ray_pool import RayPool
 
     _init_ray(slots)
@@ -156,9 +161,8 @@ def measure_ours(folder: Path, num_trials: int, trial_s: float, slots: int) -> V
     study = OptunaStudy(
         name="bench",
         storage_url=f"sqlite:///{folder}/study.db",
-        space={name: FloatDomain(low=0, high=1) for name in NAMES},
-        sampler="tpe",
-        startup_trials=STARTUP_TRIALS,
+        space=_space(),
+        sampling=Sampling(kind="tpe", startup_trials=STARTUP_TRIALS),
     )
     pool = RayPool(sweep.setup, num_workers=slots)
     driver = sweep.driver(study, pool)
@@ -243,13 +247,13 @@ def measure_memory(folder: Path, num_trials: int, slots: int) -> Values:
 
     The sampler is random: TPE's own model of ten thousand trials is none of the orchestrator's.
     """
-    from orchestrator.optuna_study import OptunaStudy
+    from orchestrator.optuna_study import OptunaStudy, Sampling
     from orchestrator.ray_pool import RayPool
 
     _init_ray(slots)
     sweep = _Sweep(folder, num_trials, 0.0)
-    space = {name: FloatDomain(low=0, high=1) for name in NAMES}
-    study = OptunaStudy(name="bench", storage_url=f"sqlite:///{folder}/study.db", space=space, sampler="random")
+    url, sampling = f"sqlite:///{folder}/study.db", Sampling(kind="random")
+    study = OptunaStudy(name="bench", storage_url=url, space=_space(), sampling=sampling)
     pool = RayPool(sweep.setup, num_workers=slots)
     driver = sweep.driver(study, pool)
     values: Values = {}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,9 +23,11 @@ from orchestrator.checkpoints import CheckpointStore, step_of
 from orchestrator.clock import Clock
 from orchestrator.errors import StudyUnavailableError, SweepAbortedError
 from orchestrator.failure import FailurePolicy, describe
+from orchestrator.goals import Bound, Goal
 from orchestrator.pool import Pool
+from orchestrator.pruning import Curve, Watch, mean
 from orchestrator.run_folder import RunFolder, begin_sitting
-from orchestrator.study import Study, Suggestion
+from orchestrator.study import Study, Suggestion, unfinished
 from orchestrator.trial import (
     Event,
     Failure,
@@ -59,7 +61,14 @@ class RunLeased:
 @dataclass(frozen=True, kw_only=True)
 class TrialCompleted:
     number: int
-    value: float
+    values: tuple[float, ...]  # by goal
+    feasible: bool = True  # it keeps every bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPruned:
+    number: int
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +94,9 @@ class StorageUnavailable:
     retry_in_s: float
 
 
-SweepEvent = Event | TrialStarted | RunLeased | TrialCompleted | TrialFailed | NodeQuarantined | StorageUnavailable
+SweepEvent = (
+    Event | TrialStarted | RunLeased | TrialCompleted | TrialPruned | TrialFailed | NodeQuarantined | StorageUnavailable
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +115,7 @@ class _Trial:
     leased: dict[str, Lease] = field(default_factory=dict)  # by run id: the current lease of each
     results: dict[str, Mapping[str, float]] = field(default_factory=dict)  # final metrics by run id
     failures: dict[str, tuple[int, int]] = field(default_factory=dict)  # by run id: how many in a row, from which step
+    curve: Curve = field(default_factory=Curve)
 
 
 class SweepDriver:
@@ -112,7 +124,9 @@ class SweepDriver:
     Args:
         planner: the runs of a suggestion. It must give the same run ids again after a restart. A ValueError of it
             fails the trial.
-        metric: the final metric of a run that the study is told, as the mean over the trial's runs.
+        goals: which final metrics of a run the study is told, as the means over the trial's runs; at least one.
+        bounds: what the means of other final metrics must keep for the trial to count.
+        watch: which reports the study needs to prune trials.
         runs: the folder that holds a folder for each run; the workers' ``WorkerSetup.runs``.
         on_event: told of everything that counts, in order; never of events of a lease that is no longer current.
         draw: uniform in [0, 1), for the jitter of waits.
@@ -125,7 +139,9 @@ class SweepDriver:
         study: Study,
         pool: Pool,
         planner: Callable[[Suggestion], TrialSpec],
-        metric: str,
+        goals: Sequence[Goal],
+        bounds: Sequence[Bound] = (),
+        watch: Watch | None = None,
         runs: Path,
         checkpoints: CheckpointStore,
         failure_policy: FailurePolicy,
@@ -138,7 +154,8 @@ class SweepDriver:
         self._study = study
         self._pool = pool
         self._planner = planner
-        self._metric = metric
+        self._goals, self._bounds, self._watch = goals, bounds, watch
+        self._judged_metrics = [*(goal.metric for goal in goals), *(bound.metric for bound in bounds)]
         self._runs = runs
         self._checkpoints = checkpoints
         self._failure_policy = failure_policy
@@ -155,8 +172,8 @@ class SweepDriver:
         self._num_workers = 0  # that were at work at once
         self._mean_run_s: float | None = None
         self._to_tell: deque[Callable[[], None]] = deque()  # operations on the study that workers need not wait for
-        self._to_adopt = deque(study.running())
         records = study.records()
+        self._to_adopt = deque(unfinished(records))
         self._num_asked = len(records)
         self._num_succeeded = sum(record.state not in ("running", "failed") for record in records)
         self._reasons: list[str] = []
@@ -308,6 +325,9 @@ class SweepDriver:
         for run in spec.runs:
             folder = RunFolder(self._runs, run.run_id)
             result = None if is_new or not folder.describes(run) else folder.result()
+            if not is_new and self._watch is not None and self._watch.curve_metric is not None:
+                for row in folder.metrics():
+                    trial.curve.add(run.run_id, int(row["step"]), row.get(self._watch.curve_metric))
             if result is None:
                 self._waiting.append(_Waiting(run=run, is_new=is_new))
             else:
@@ -329,8 +349,7 @@ class SweepDriver:
         match event:
             case RunProgressed(metrics=metrics):
                 self._losses.clear()
-                if not math.isfinite(metrics.get(self._metric, 0.0)):
-                    self._fail(trial, f"{spec.run_id}: {self._metric} is {metrics[self._metric]} at step {event.step}")
+                self._note_progress(trial, spec.run_id, event.step, metrics)
             case RunFinished(metrics=metrics):
                 self._losses.clear()
                 self._note_duration(spec.run_id)
@@ -384,48 +403,108 @@ class SweepDriver:
                 f"{describe(self._losses)}"
             )
 
+    def _note_progress(self, trial: _Trial, run_id: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Fail the trial of a run that lost its way; report the curve where all of the trial's runs have got as far."""
+        broken = [goal.metric for goal in self._goals if not math.isfinite(metrics.get(goal.metric, 0.0))]
+        if broken:
+            self._fail(trial, f"{run_id}: {broken[0]} is {metrics[broken[0]]} at step {step}")
+            return
+        if self._watch is None or self._watch.curve_metric is None:
+            return
+        trial.curve.add(run_id, step, metrics.get(self._watch.curve_metric))
+        mean = trial.curve.mean_at(step, num_runs=len(trial.spec.runs))
+        if mean is not None:
+            self._report(trial, step, mean, f"at step {step}")
+
     def _record_result(self, trial: _Trial, run: RunSpec, metrics: Mapping[str, float]) -> None:
-        if self._metric not in metrics:
-            known = ", ".join(sorted(metrics)) or "none"
-            self._fail(trial, f"{run.run_id}: no final metric {self._metric!r}; there are: {known}")
-        elif not math.isfinite(metrics[self._metric]):
-            self._fail(trial, f"{run.run_id}: the final {self._metric} is {metrics[self._metric]}")
-        else:
-            trial.results[run.run_id] = metrics
-            if len(trial.results) == len(trial.spec.runs):
-                self._complete(trial)
+        fault = self._fault(metrics)
+        if fault is not None:
+            self._fail(trial, f"{run.run_id}: {fault}")
+            return
+        trial.results[run.run_id] = metrics
+        if self._watch is not None and self._watch.pairs_runs:
+            place = [spec.run_id for spec in trial.spec.runs].index(run.run_id)
+            self._report(trial, place, metrics[self._goals[0].metric], f"after {len(trial.results)} runs")
+        if len(trial.results) == len(trial.spec.runs):
+            self._complete(trial)
+
+    def _fault(self, metrics: Mapping[str, float]) -> str | None:
+        """What keeps final metrics from being judged."""
+        for metric in self._judged_metrics:
+            if metric not in metrics:
+                return f"no final metric {metric!r}; there are: {', '.join(sorted(metrics)) or 'none'}"
+            if not math.isfinite(metrics[metric]):
+                return f"the final {metric} is {metrics[metric]}"
+        return None
+
+    def _report(self, trial: _Trial, step: int, value: float, when: str) -> None:
+        """Let the study know, and have the trial ended if the study says so while it is still underway."""
+        number = trial.spec.number
+
+        def tell() -> None:
+            if self._study.report(number, step, value) and self._trials.get(number) is trial:
+                self._prune(
+                    trial, f"pruned {when}: {self._goals[0].name} {value:.4g} was worse than that of the others"
+                )
+
+        self._to_tell.append(tell)
+
+    def _prune(self, trial: _Trial, reason: str) -> None:
+        self._drop(trial)
+        number, attributes = trial.spec.number, self._attributes(trial)
+
+        def tell() -> None:
+            self._study.prune(number, reason, attributes)
+            self._num_succeeded += 1
+            self._on_event(TrialPruned(number=number, reason=reason))
+
+        self._to_tell.append(tell)
 
     def _complete(self, trial: _Trial) -> None:
         del self._trials[trial.spec.number]
         number, run_ids = trial.spec.number, [run.run_id for run in trial.spec.runs]
-        results = [trial.results[run_id] for run_id in run_ids]
-        value = _mean([result[self._metric] for result in results])
-        common = sorted(set.intersection(*(set(result) for result in results)))
-        means = {name: _mean([result[name] for result in results]) for name in common}
-        attributes = {
-            "metrics": {name: mean for name, mean in means.items() if math.isfinite(mean)},
-            "runs": {run_id: result[self._metric] for run_id, result in zip(run_ids, results, strict=True)},
-        }
+        attributes = self._attributes(trial)
+        means = {metric: self._mean(trial, metric) for metric in self._judged_metrics}
+        values = tuple(means[goal.metric] for goal in self._goals)
+        violations = {bound.name: bound.violation(means[bound.metric]) for bound in self._bounds}
 
         def tell() -> None:
-            self._study.complete(number, value, attributes)
+            self._study.complete(number, values, attributes, violations)
             self._num_succeeded += 1
-            self._on_event(TrialCompleted(number=number, value=value))
+            feasible = all(violation <= 0 for violation in violations.values())
+            self._on_event(TrialCompleted(number=number, values=values, feasible=feasible))
             self._tidy(run_ids)
 
         self._to_tell.append(tell)
+
+    def _attributes(self, trial: _Trial) -> dict[str, object]:
+        """What is kept of the runs that ended: each one's value, and the means of all that they measured."""
+        results = [(run.run_id, trial.results[run.run_id]) for run in trial.spec.runs if run.run_id in trial.results]
+        common = sorted(set.intersection(*(set(result) for _, result in results))) if results else []
+        means = {name: self._mean(trial, name) for name in common}
+        return {
+            "metrics": {name: mean for name, mean in means.items() if math.isfinite(mean)},
+            "runs": {run_id: result[self._goals[0].metric] for run_id, result in results},
+        }
+
+    def _mean(self, trial: _Trial, metric: str) -> float:
+        return mean([trial.results[run.run_id][metric] for run in trial.spec.runs if run.run_id in trial.results])
 
     def _tidy(self, run_ids: list[str]) -> None:
         for run_id in [] if self._keeps_checkpoints else run_ids:
             with suppress(OSError):  # what stays costs space and nothing else
                 self._checkpoints.remove(run_id)
 
-    def _fail(self, trial: _Trial, reason: str) -> None:
+    def _drop(self, trial: _Trial) -> None:
+        """Go on without the trial: its runs are checkpointed and let go."""
         del self._trials[trial.spec.number]
         self._waiting = deque(waiting for waiting in self._waiting if waiting.run.trial != trial.spec.number)
         for lease in trial.leased.values():
             self._leased_at_s.pop(lease.spec.run_id, None)
             self._pool.cancel(lease)
+
+    def _fail(self, trial: _Trial, reason: str) -> None:
+        self._drop(trial)
         self._tell_failed(trial.spec.number, reason)
 
     def _tell_failed(self, number: int, reason: str) -> None:
@@ -438,7 +517,3 @@ class SweepDriver:
                 raise SweepAbortedError(f"{first}, the last one with: {reason}")
 
         self._to_tell.append(tell)
-
-
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values)

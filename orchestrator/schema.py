@@ -106,6 +106,66 @@ def parse_value(hint: Any, value: object, key: str) -> Any:
     return _parse_scalar(hint, value, key)
 
 
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types that a setting may have, without what is said beside them; one alone where it is no union."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return alternatives(arguments[0])
+    if origin in (Union, types.UnionType):
+        return tuple(inner for member in arguments for inner in alternatives(member))
+    return (hint,)
+
+
+def find_setting(schema: type, key: str, kinds: Mapping[str, object]) -> Any:
+    """The type of the setting at a dotted key of ``schema``.
+
+    ``kinds`` has, by the key above it, each ``kind`` that is in force; a kind that it leaves out is the default's.
+
+    Raises:
+        ConfigError: there is no such setting, or another kind has it.
+    """
+    hint: Any = schema
+    default: object = None
+    above = ""
+    for name in key.split("."):
+        if get_origin(hint) is dict:
+            hint, default = get_args(hint)[1], None
+        else:
+            members = [member for member in alternatives(hint) if is_dataclass(member)]
+            kind = kinds.get(above, getattr(default, "kind", None))
+            chosen = _of_kind(members, kind, above)
+            _check_field(name, chosen, members, kind, above)
+            default = next(field.default for field in fields(chosen) if field.name == name)
+            hint = get_type_hints(chosen, include_extras=True)[name]
+        above = join(above, name)
+    return hint
+
+
+def _of_kind(members: Sequence[Any], kind: object, key: str) -> type[Any]:
+    if not members:
+        raise ConfigError(key, "is a plain value and has no settings of its own")
+    if len(members) == 1 and not any(field.name == "kind" for field in fields(members[0])):
+        return cast(type[Any], members[0])
+    kinds = {get_args(get_type_hints(member)["kind"])[0]: member for member in members}
+    if kind is None:
+        raise ConfigError(join(key, "kind"), f"is not set; to search below it, set it to one of {_listed(kinds)}")
+    return cast(type[Any], kinds[_one_of(list(kinds), kind, join(key, "kind"))])
+
+
+def _check_field(name: str, chosen: type[Any], members: Sequence[Any], kind: object, above: str) -> None:
+    known = [field.name for field in fields(chosen)]
+    if name in known:
+        return
+    owners = [get_args(get_type_hints(member)["kind"])[0] for member in members
+              if any(field.name == name for field in fields(member))]  # fmt: skip
+    if owners:
+        raise ConfigError(
+            join(above, name),
+            f"belongs to {join(above, 'kind')} {_listed(owners)}, not {kind}; change the kind or drop the key",
+        )
+    raise unknown_key(join(above, name), name, known)
+
+
 def _parse_scalar(hint: type, value: object, key: str) -> object:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

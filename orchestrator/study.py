@@ -22,19 +22,48 @@ class TrialRecord:
     number: int
     params: Mapping[str, Scalar]
     state: str  # "running", "complete", "pruned", "failed"
-    value: float | None
+    values: tuple[float, ...] = ()  # one for each goal; none unless the trial is complete
+    feasible: bool = True  # it keeps every bound
     attributes: Mapping[str, object]
+    mine: bool = True  # False: of another driver that shares the study
+
+    @property
+    def value(self) -> float | None:
+        """By the first goal."""
+        return self.values[0] if self.values else None
+
+
+def unfinished(records: Sequence[TrialRecord]) -> list[Suggestion]:
+    """Asked for and not told: what a driver that starts again adopts, apart from those of other drivers."""
+    return [
+        Suggestion(number=record.number, params=record.params)
+        for record in records
+        if record.state == "running" and record.mine
+    ]
 
 
 class Study(Protocol):
+    """A trial is asked for once and told once: complete, pruned or failed. Telling again changes nothing.
+
+    Every method may raise StudyUnavailableError, and may then be called again.
+    """
+
     def ask(self) -> Suggestion: ...
 
-    def complete(self, number: int, value: float, attributes: Mapping[str, object]) -> None: ...
+    def report(self, number: int, step: int, value: float) -> bool:
+        """A point of the trial's curve; True if the trial should end here."""
+        ...
+
+    def complete(
+        self, number: int, values: Sequence[float], attributes: Mapping[str, object], violations: Mapping[str, float]
+    ) -> None:
+        """``values`` by goal; ``violations`` by bound, above 0 where it is not kept."""
+        ...
+
+    def prune(self, number: int, reason: str, attributes: Mapping[str, object]) -> None: ...
 
     def fail(self, number: int, reason: str) -> None: ...
 
-    def running(self) -> Sequence[Suggestion]:
-        """Asked and not told: a driver that starts again adopts them."""
+    def records(self) -> Sequence[TrialRecord]:
+        """By number, from the first to the last that was asked for."""
         ...
-
-    def records(self) -> Sequence[TrialRecord]: ...

@@ -110,38 +110,51 @@ class FakeRun:
 
 
 class MemoryStudy:
-    """A study in memory that suggests ``params_of(number)``, so that what it asks does not depend on what it hears."""
+    """A study in memory that suggests ``params_of(number)``, so that what it asks does not depend on what it hears.
 
-    def __init__(self, params_of: Callable[[int], Mapping[str, Scalar]]) -> None:
+    ``prunes`` is asked with a trial's number and curve after each report; ``curves`` keeps what was reported.
+    """
+
+    def __init__(
+        self,
+        params_of: Callable[[int], Mapping[str, Scalar]],
+        prunes: Callable[[int, Mapping[int, float]], bool] = lambda number, curve: False,
+    ) -> None:
         self._params_of = params_of
+        self.prunes = prunes
+        self.curves: dict[int, dict[int, float]] = {}
         self._records: list[TrialRecord] = []
 
     def ask(self) -> Suggestion:
         number = len(self._records)
         params = self._params_of(number)
-        self._records.append(TrialRecord(number=number, params=params, state="running", value=None, attributes={}))
+        self._records.append(TrialRecord(number=number, params=params, state="running", attributes={}))
         return Suggestion(number=number, params=params)
 
-    def complete(self, number: int, value: float, attributes: Mapping[str, object]) -> None:
-        self._settle(number, state="complete", value=value, attributes=attributes)
+    def report(self, number: int, step: int, value: float) -> bool:
+        curve = self.curves.setdefault(number, {})
+        curve[step] = value
+        return self.prunes(number, curve)
+
+    def complete(
+        self, number: int, values: Sequence[float], attributes: Mapping[str, object], violations: Mapping[str, float]
+    ) -> None:
+        feasible = all(violation <= 0 for violation in violations.values())
+        self._settle(number, state="complete", values=tuple(values), attributes=attributes, feasible=feasible)
+
+    def prune(self, number: int, reason: str, attributes: Mapping[str, object]) -> None:
+        self._settle(number, state="pruned", attributes={**attributes, "reason": reason})
 
     def fail(self, number: int, reason: str) -> None:
-        self._settle(number, state="failed", value=None, attributes={"reason": reason})
-
-    def running(self) -> Sequence[Suggestion]:
-        return [
-            Suggestion(number=record.number, params=record.params)
-            for record in self._records
-            if record.state == "running"
-        ]
+        self._settle(number, state="failed", attributes={"reason": reason})
 
     def records(self) -> Sequence[TrialRecord]:
         return tuple(self._records)
 
-    def _settle(self, number: int, *, state: str, value: float | None, attributes: Mapping[str, object]) -> None:
+    def _settle(self, number: int, **changes: Any) -> None:
         record = self._records[number]
         assert record.state == "running", f"trial {number} is told twice: it is already {record.state}"
-        self._records[number] = replace(record, state=state, value=value, attributes=attributes)
+        self._records[number] = replace(record, **changes)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
@@ -22,10 +23,13 @@ from orchestrator.driver import (
     SweepEvent,
     TrialCompleted,
     TrialFailed,
+    TrialPruned,
     TrialStarted,
 )
+from orchestrator.goals import Frontier, Goal
 from orchestrator.report.tables import format_params, format_time, format_value
-from orchestrator.trial import RunFailed, RunFinished, RunProgressed, RunStopped, Scalar
+from orchestrator.study import TrialRecord
+from orchestrator.trial import RunFailed, RunFinished, RunProgressed, RunStopped
 
 _LINE_EVERY_S = 20.0
 
@@ -51,20 +55,31 @@ class SweepView:
     """What the events of a driver add up to: trials, runs, the best so far, the time left."""
 
     def __init__(
-        self, *, name: str, metric: str, maximize: bool, num_trials: int, runs_per_trial: int, num_settled: int,
-        best: tuple[int, float, Mapping[str, Scalar]] | None, clock: Clock,
-    ) -> None:  # fmt: skip
-        self.name, self.metric, self.maximize = name, metric, maximize
+        self,
+        *,
+        name: str,
+        goals: Sequence[Goal],
+        num_trials: int,
+        runs_per_trial: int,
+        records: Sequence[TrialRecord],
+        clock: Clock,
+    ) -> None:
+        """``records`` are those of earlier sittings."""
+        self.name, self.goals = name, goals
         self.num_trials, self.runs_per_trial = num_trials, runs_per_trial
-        self.num_done, self.num_failed = num_settled, 0  # settled trials of earlier sittings count as done
-        self.best = best
+        self.counts = Counter(record.state for record in records if record.state != "running")
+        self.frontier = Frontier(goals)
+        self.params = {record.number: record.params for record in records}
+        for record in records:
+            if record.values:
+                self.frontier.add(record.number, record.values, feasible=record.feasible)
         self.runs: dict[str, _RunLine] = {}
-        self.params: dict[int, Mapping[str, Scalar]] = {}
         self.stopping = False
         self._clock = clock
         self._started_s: float | None = None
         self._work = 0.0  # runs, in this sitting
-        self._runs_left = float((num_trials - num_settled) * runs_per_trial)
+        self._runs_done = 0.0  # or given up, in this sitting
+        self._num_settled_before = self.counts.total()
 
     def update(self, event: SweepEvent) -> str | None:
         """Take in an event; the line that a log should have of it, if any."""
@@ -80,7 +95,7 @@ class SweepView:
                 if line.num_steps:
                     self._advance((step - line.step) / num_steps)
                 else:  # what a resumed run brings with it is no work of this sitting
-                    self._runs_left -= step / num_steps
+                    self._runs_done += step / num_steps
                 line.step, line.num_steps = step, num_steps
                 line.metrics.update(metrics)
             case RunFinished(lease=lease) | RunStopped(lease=lease):
@@ -89,12 +104,15 @@ class SweepView:
                     self._advance(1 - line.fraction)
             case RunFailed(lease=lease, failure=failure):
                 lost = self.runs.pop(lease.spec.run_id)
-                self._runs_left += lost.fraction
+                self._runs_done -= lost.fraction
                 return f"{lease.spec.run_id} failed at step {lost.step}: {failure.message}"
-            case TrialCompleted(number=number, value=value):
-                return self._complete(number, value)
+            case TrialCompleted():
+                return self._complete(event)
+            case TrialPruned(number=number, reason=reason):
+                self._settle(number, "pruned")
+                return f"trial {number} {reason}"
             case TrialFailed(number=number, reason=reason):
-                self.num_failed += 1
+                self._settle(number, "failed")
                 return f"trial {number} failed: {reason}"
             case NodeQuarantined(node=node, num_failures=num_failures, reason=reason):
                 return f"{node} gets no more runs after {num_failures} failures, the last one: {reason}"
@@ -108,33 +126,48 @@ class SweepView:
         if self._started_s is None or self._work < 0.05:
             return None
         elapsed_s = self._clock.now_s - self._started_s
-        return max(0.0, self._runs_left) * elapsed_s / self._work
+        runs_left = (self.num_trials - self._num_settled_before) * self.runs_per_trial - self._runs_done
+        return max(0.0, runs_left) * elapsed_s / self._work
 
     def summary(self) -> str:
-        parts = [f"{self.num_done}/{self.num_trials} trials"]
-        if self.num_failed:
-            parts.append(f"{self.num_failed} failed")
-        if self.best is not None:
-            number, value, params = self.best
-            settings = f": {format_params(params)}" if params else ""
-            parts.append(f"best {self.metric} {format_value(value)} (trial {number}{settings})")
+        parts = [f"{self.counts['complete']}/{self.num_trials} trials"]
+        parts += [f"{self.counts[state]} {state}" for state in ("pruned", "failed") if self.counts[state]]
+        best = self.frontier.best()
+        if best is not None:
+            settings = format_params(self.params.get(best, {}))
+            text = f"best {self._said(self.frontier.members[best])} (trial {best}{f': {settings}' if settings else ''})"
+            others = len(self.frontier.members) - 1
+            parts.append(text + (f" and {others} more" if others and len(self.goals) > 1 else ""))
         if self.stopping:
             parts.append("saving checkpoints, Ctrl-C again to stop at once")
         elif self.left_s is not None:
             parts.append(f"{format_time(self.left_s)} left")
         return " · ".join(parts)
 
+    def _said(self, values: Sequence[float]) -> str:
+        return ", ".join(f"{goal.name} {format_value(value)}" for goal, value in zip(self.goals, values, strict=True))
+
     def _advance(self, runs: float) -> None:
         self._work += runs
-        self._runs_left -= runs
+        self._runs_done += runs
 
-    def _complete(self, number: int, value: float) -> str:
-        self.num_done += 1
-        params = self.params.get(number, {})
-        if self.best is None or (value > self.best[1] if self.maximize else value < self.best[1]):
-            self.best = (number, value, params)
-        settings = f" with {format_params(params)}" if params else ""
-        return f"trial {number}: {self.metric} {format_value(value)}{settings}"
+    def _settle(self, number: int, state: str) -> None:
+        """What its runs had left to do is not to be waited for."""
+        self.counts[state] += 1
+        unfinished = [line for run_id, line in self.runs.items() if _trial_of(run_id) == number]
+        self._runs_done += sum(1 - line.fraction for line in unfinished)
+        self.runs = {run_id: line for run_id, line in self.runs.items() if _trial_of(run_id) != number}
+
+    def _complete(self, event: TrialCompleted) -> str:
+        self._settle(event.number, "complete")
+        self.frontier.add(event.number, event.values, feasible=event.feasible)
+        settings = format_params(self.params.get(event.number, {}))
+        bounds = "" if event.feasible else ", out of bounds"
+        return f"trial {event.number}: {self._said(event.values)}{bounds}{f' with {settings}' if settings else ''}"
+
+
+def _trial_of(run_id: str) -> int:
+    return int(run_id[1:].split("-")[0])
 
 
 class Display(Protocol):
@@ -207,17 +240,20 @@ class LiveDisplay:
 
     def _render(self) -> Group:
         table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-        for name in ("run", "prompt", "step", "", "reward", self._view.metric, "settings"):
+        goals = [goal for goal in self._view.goals if goal.metric.startswith("eval/")]  # others come at the end
+        train = [] if any(goal.name == "reward" for goal in goals) else ["reward"]
+        for name in ("run", "prompt", "step", "", *train, *(goal.name for goal in goals), "settings"):
             table.add_column(name, no_wrap=True)
         for run_id, line in self._view.runs.items():
+            scores = [line.metrics.get("train/reward", line.metrics.get("eval/reward"))] if train else []
+            scores += [line.metrics.get(goal.metric) for goal in goals]
             table.add_row(
                 run_id + (f" (attempt {line.attempt + 1})" if line.attempt else ""),
                 line.prompt,
                 line.place,
                 ProgressBar(total=1.0, completed=line.fraction, width=12),
-                format_value(line.metrics.get("train/reward", line.metrics.get("eval/reward"))),
-                format_value(line.metrics.get(f"eval/{self._view.metric}")),
-                format_params(self._view.params.get(int(run_id[1:5]), {})),
+                *map(format_value, scores),
+                format_params(self._view.params.get(_trial_of(run_id), {})),
             )
         return Group(Text(f"{self._view.name}  {self._view.summary()}", style="bold"), table)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 
 from orchestrator import config
 from orchestrator.cli.asset import show_asset
+from orchestrator.cli.search import read_records
 from orchestrator.cli.sweep import other_metrics, typed, where_to_look
-from orchestrator.report.tables import best_row, format_params, format_value, terminal_table, trial_rows
+from orchestrator.report.tables import best_rows, format_params, format_value, terminal_table, trial_rows
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import Suggestion, TrialRecord
 from orchestrator.sweep_lock import holder
@@ -21,25 +23,29 @@ def status_command(output: Path) -> int:
     if sweep.is_asset:
         _show_asset_status(sweep, console)
         return 0
-    records = _records(sweep)
+    records = read_records(sweep)
     settings = sweep.config
-    rows = trial_rows(records, maximize=settings.objective.direction == "maximize")
-    done = sum(record.state == "complete" for record in records)
-    failed = sum(record.state == "failed" for record in records)
-    state = "running" if holder(output) else "finished" if done + failed >= sweep.num_trials else "stopped"
+    rows = trial_rows(records, sweep.goals)
+    counts = Counter(record.state for record in records)
+    settled = counts.total() - counts["running"]
+    state = "running" if holder(output) else "finished" if settled >= sweep.num_trials else "stopped"
+    others = "".join(f", {counts[name]} {name}" for name in ("pruned", "failed") if counts[name] or name == "failed")
     console.print(
-        f"[bold]{settings.name}[/bold]: {state}, {done}/{sweep.num_trials} trials, {failed} failed", highlight=False
+        f"[bold]{settings.name}[/bold]: {state}, {counts['complete']}/{sweep.num_trials} trials{others}",
+        highlight=False,
     )
     if rows:
         console.print()
-        console.print(terminal_table(rows, settings.objective.metric, other_metrics(sweep)))
+        console.print(terminal_table(rows, sweep.goals, other_metrics(sweep)))
     for record in records:
         if record.state == "running":
             _print_runs(sweep, record, console)
-    best = best_row(rows)
-    if best is not None:
-        text = f"\nbest so far: trial {best.number}, {settings.objective.metric} {format_value(best.value)}"
-        console.print(f"{text}, {format_params(best.params)}", highlight=False, soft_wrap=True)
+    for best in best_rows(rows):
+        values = zip(sweep.goals, best.values, strict=True)
+        text = ", ".join(f"{goal.name} {format_value(value)}" for goal, value in values)
+        console.print(
+            f"\nbest so far: trial {best.number}, {text}, {format_params(best.params)}", highlight=False, soft_wrap=True
+        )
     lines = where_to_look(sweep)
     if state == "stopped":
         lines.insert(0, ("go on", f"{typed('psd')} resume {output}"))
@@ -61,12 +67,6 @@ def _show_asset_status(sweep: config.Sweep, console: Console) -> None:
         show_asset(result, folder.path, console)
     elif state == "stopped":
         console.print(f"go on       {typed('psd')} resume {sweep.output}", highlight=False, soft_wrap=True)
-
-
-def _records(sweep: config.Sweep) -> list[TrialRecord]:
-    from orchestrator.optuna_study import read_records
-
-    return list(read_records(name=sweep.config.name, storage_url=sweep.storage_url))
 
 
 def _print_runs(sweep: config.Sweep, record: TrialRecord, console: Console) -> None:

@@ -18,6 +18,7 @@ from orchestrator import config, durable
 from orchestrator.budget import Budget
 from orchestrator.checkpoints import CheckpointStore, DirectoryCheckpoints, FsspecCheckpoints
 from orchestrator.cli.display import Display, SweepView, choose_display
+from orchestrator.cli.search import open_study, patiently, watch
 from orchestrator.clock import SystemClock
 from orchestrator.config import Sweep
 from orchestrator.driver import SweepDriver
@@ -26,7 +27,7 @@ from orchestrator.experiment_config.experiment import experiment
 from orchestrator.objective import Objective
 from orchestrator.pool import Pool
 from orchestrator.psd_inputs import check_inputs
-from orchestrator.report.tables import as_overrides, best_row, best_yaml, terminal_table, trial_rows, trials_csv
+from orchestrator.report.tables import as_overrides, best_rows, best_yaml, terminal_table, trial_rows, trials_csv
 from orchestrator.schema import ConfigError, join
 from orchestrator.study import Study, TrialRecord
 from orchestrator.sweep_lock import HeldError, held
@@ -86,9 +87,10 @@ def print_plan(sweep: Sweep, console: Console) -> None:
     lines = [
         f"{_count(trials, 'trial')} x {_count(prompts * seeds, 'run')} "
         f"({_count(prompts, 'prompt')} x {_count(seeds, 'seed')}) of {num_steps} steps",
-        f"{settings.objective.direction} the mean {settings.objective.metric} over a trial's runs",
+        f"{', '.join(map(str, sweep.goals))}, the mean over a trial's runs",
+        *(f"keep {bound}" for bound in sweep.bounds),
         *_plan_of_search(sweep),
-        f"into {sweep.output}, study {sweep.storage_url}",
+        f"into {sweep.output}, study {sweep.shown_storage}",
     ]
     text = yaml.safe_dump(sweep.to_plain(), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
     console.print(
@@ -98,7 +100,11 @@ def print_plan(sweep: Sweep, console: Console) -> None:
 
 def _plan_of_search(sweep: Sweep) -> list[str]:
     if not sweep.config.search.variants:
-        return [f"search {name}: {domain}" for name, domain in sweep.space.items()]
+        conditions = sweep.space.conditions
+        return [
+            f"search {name}: {domain}" + (f", {conditions[name]}" if name in conditions else "")
+            for name, domain in sweep.space.domains.items()
+        ]
     settings = {name: config.own_settings(sweep, {config.VARIANT: name}) for name in sweep.config.search.variants}
     return [f"variant {name}: {as_overrides(own) or 'as it stands above'}" for name, own in settings.items()]
 
@@ -109,36 +115,20 @@ def _count(number: int, noun: str) -> str:
 
 def run_sweep(sweep: Sweep, console: Console) -> int:
     """The exit status."""
-    from orchestrator.optuna_study import OptunaStudy
-
     with hold(sweep):
         goes_on = config.claim_output(sweep)
-        search = sweep.config.search
-        try:
-            study = OptunaStudy(
-                name=sweep.config.name,
-                storage_url=sweep.storage_url,
-                space=sweep.space,
-                direction=sweep.config.objective.direction,
-                sampler=sweep.sampler,
-                seed=search.seed,
-                startup_trials=search.startup_trials,
-                start=search.start,
-            )
-        except ValueError as error:
-            raise UserError(str(error), file=sweep.source, key="storage") from None
-        records = study.records()
-        _greet(sweep, records if goes_on else [], console)
-        done = True
-        if _num_settled(records) < sweep.num_trials:
-            done = _drive(sweep, study, console) or _num_settled(study.records()) >= sweep.num_trials
-        conclude(sweep, study.records(), console)
-    if not done:
+        with open_study(sweep) as study:
+            records = patiently(study.records)
+            _greet(sweep, records if goes_on else [], console)
+            done = _num_settled(records) >= sweep.num_trials or _drive(sweep, study, console)
+            records = patiently(study.records)
+            conclude(sweep, records, console)
+    if not done and _num_settled(records) < sweep.num_trials:
         console.print(
             f"\nStopped; every run is checkpointed. Go on with:  {typed('psd')} resume {sweep.output}", soft_wrap=True
         )
         return INTERRUPTED
-    return 0 if any(record.state == "complete" for record in study.records()) else FAILED
+    return 0 if any(record.state == "complete" for record in records) else FAILED
 
 
 @contextmanager
@@ -287,7 +277,9 @@ def _driver(
         study=study,
         pool=pool,
         planner=lambda suggestion: config.plan_trial(sweep, suggestion),
-        metric=sweep.metric,
+        goals=sweep.goals,
+        bounds=sweep.bounds,
+        watch=watch(sweep),
         runs=setup.runs,
         checkpoints=setup.checkpoints,
         failure_policy=sweep.config.failures.policy(),
@@ -321,16 +313,12 @@ class Interrupt:
 
 def _view(sweep: Sweep, records: Sequence[TrialRecord], clock: SystemClock) -> SweepView:
     settings = sweep.config
-    maximize = settings.objective.direction == "maximize"
-    best = best_row(trial_rows(records, maximize=maximize))
     return SweepView(
         name=settings.name,
-        metric=settings.objective.metric,
-        maximize=maximize,
+        goals=sweep.goals,
         num_trials=sweep.num_trials,
         runs_per_trial=len(settings.prompts) * len(settings.seeds),
-        num_settled=_num_settled(records),
-        best=(best.number, best.value, best.params) if best is not None and best.value is not None else None,
+        records=records,
         clock=clock,
     )
 
@@ -343,9 +331,7 @@ def _greet(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> No
     settings = sweep.config
     runs = len(settings.prompts) * len(settings.seeds)
     text = f"[bold]{settings.name}[/bold]: {_count(sweep.num_trials, 'trial')} of {_count(runs, 'run')}"
-    console.print(
-        f"{text}, {settings.objective.direction} {settings.objective.metric}, into {sweep.output}", highlight=False
-    )
+    console.print(f"{text}, {', '.join(map(str, sweep.goals))}, into {sweep.output}", highlight=False)
     if records:
         left = len(records) - _num_settled(records)
         console.print(f"Going on: {_num_settled(records)} trials are done, {left} were under way.", highlight=False)
@@ -354,19 +340,18 @@ def _greet(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> No
 def conclude(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> None:
     """The table of trials, the best settings, and where to look; also trials.csv and best.yaml."""
     settings = sweep.config
-    rows = trial_rows(records, maximize=settings.objective.direction == "maximize")
+    rows = trial_rows(records, sweep.goals)
     durable.write_text(sweep.output / "trials.csv", trials_csv(rows))
     if rows:
         console.print()
-        console.print(terminal_table(rows, settings.objective.metric, other_metrics(sweep)))
-    best = best_row(rows)
-    if best is not None:
-        own = config.own_settings(sweep, best.params)
-        text = best_yaml(best, own, sweep=settings.name, metric=settings.objective.metric)
-        durable.write_text(sweep.output / "best.yaml", text)
+        console.print(terminal_table(rows, sweep.goals, other_metrics(sweep)))
+    best = best_rows(rows)
+    if best:
+        own = [(row, config.own_settings(sweep, row.params)) for row in best]
+        durable.write_text(sweep.output / "best.yaml", best_yaml(own, sweep=settings.name, goals=sweep.goals))
     lines = where_to_look(sweep)
-    if best is not None and best.params:
-        overrides = as_overrides(config.as_asset_settings(sweep, best.params))
+    if best and best[0].params:
+        overrides = as_overrides(config.as_asset_settings(sweep, best[0].params))
         lines.insert(0, ("try the best", f'{typed("psd")} run "{settings.prompts[0]}" {overrides}'))
     console.print()
     for name, text in lines:
@@ -381,7 +366,8 @@ def typed(name: str) -> str:
 
 def other_metrics(sweep: Sweep) -> list[str]:
     """What a run ends with beside the objective."""
-    return [name for name in experiment(sweep.experiment).metrics.values() if name != sweep.metric]
+    shown = [goal.metric for goal in sweep.goals]
+    return [name for name in experiment(sweep.experiment).metrics.values() if name not in shown]
 
 
 def where_to_look(sweep: Sweep) -> list[tuple[str, str]]:
@@ -391,7 +377,7 @@ def where_to_look(sweep: Sweep) -> list[tuple[str, str]]:
         ("renders", f"{output}/runs/*/contact_sheet.png, turntable.gif, mesh.glb"),
         ("table", f"{output}/trials.csv, {output}/best.yaml"),
     ]
-    storage = sweep.config.storage or f"sqlite:///{output}/study.db"
+    storage = sweep.shown_storage if sweep.config.storage else f"sqlite:///{output}/study.db"
     lines.append(("study", f"{typed('optuna-dashboard')} {storage}"))
     folder = sweep.output / "wandb"
     if any(folder.glob("offline-run-*")):

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from orchestrator.config.durability import CheckpointsConfig, FailuresConfig
 from orchestrator.experiment_config.experiment import experiment
+from orchestrator.goals import Bound, Goal
 from orchestrator.placement import WorkerShape
-from orchestrator.schema import ConfigError, Count, WholeNumber
-from orchestrator.search_space import Domain
+from orchestrator.pruning import NoPruning, Pruning, WilcoxonPruning
+from orchestrator.schema import ConfigError, Count, Positive, Range, WholeNumber
+from orchestrator.search_space import SearchSpace
 from orchestrator.settings import nest, plain_mapping
+from orchestrator.storage_url import without_password
 from orchestrator.trial import Scalar
 
+Direction = Literal["maximize", "minimize"]
+PopulationSize = Annotated[int, Range(low=2)]
 VARIANT = "variant"  # the one parameter of a trial in a sweep of named variants
 DEFAULT_TRIALS = 12
 # What may change between two starts of one sweep; everything else defines it.
 CHANGEABLE = (
     "trials",
+    "budget",
     "workers",
     "worker",
     "tracking",
     "storage",
+    "share_study",
     "output",
     "checkpoint_every",
     "checkpoints",
@@ -34,24 +42,75 @@ CHANGEABLE = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoundConfig:
+    min: float | None = None
+    max: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.min is None and self.max is None:
+            raise ConfigError("", "must have min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ConfigError("min", f"must be <= max ({self.max:g}); got {self.min:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     metric: str = "judge"
-    direction: Literal["maximize", "minimize"] = "maximize"
+    direction: Direction = "maximize"
+    against: dict[str, Direction] = field(default_factory=dict)
+    constraints: dict[str, BoundConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.metric in self.against:
+            raise ConfigError("against", f"must name other metrics than objective.metric ({self.metric})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmStartConfig:
+    """Another study to learn from: a sweep's output folder, or any Optuna study by storage and name."""
+
+    output: str | None = None
+    storage: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.output is not None and (self.storage is not None or self.name is not None):
+            raise ConfigError("output", "stands for storage and name; give it alone, or those two")
+        if (self.storage is None) != (self.name is None):
+            missing = "storage" if self.storage is None else "name"
+            raise ConfigError(missing, "is missing; a study is found by its storage and its name")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    sampler: Literal["tpe", "random", "qmc"] = "tpe"
+    sampler: Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random", "grid"] = "tpe"
     seed: WholeNumber = 0
     startup_trials: WholeNumber = 6
+    population_size: PopulationSize = 20
     start: tuple[dict[str, Any], ...] = ()
     space: dict[str, Any] = field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pruning: Pruning = NoPruning()
+    warm_start: WarmStartConfig = WarmStartConfig()
 
     def __post_init__(self) -> None:
-        for key in ("space", "start"):
-            if self.variants and getattr(self, key):
-                raise ConfigError("variants", f"cannot be combined with search.{key}: each variant is one trial")
+        fixed = "variants" if self.variants else "sampler" if self.sampler == "grid" else None
+        if self.variants and self.space:
+            raise ConfigError("variants", "cannot be combined with search.space: each variant is one trial")
+        if fixed is not None:
+            for key, given in (("start", self.start), ("warm_start", self.warm_start != WarmStartConfig())):
+                if given:
+                    why = "each variant is one trial" if self.variants else "a grid has an order of its own"
+                    raise ConfigError(fixed, f"cannot be combined with search.{key}: {why}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """When no further trial is begun, besides the number of trials. Over all sittings of this output folder."""
+
+    hours: Positive | None = None  # of the driver
+    gpu_hours: Positive | None = None  # that workers spent on runs, without GPUs worker-hours
+    patience: Count | None = None  # trials that ended since the last one that improved on those before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +131,12 @@ class SweepConfig:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
     trials: Count | None = None
+    budget: BudgetConfig = BudgetConfig()
     workers: Count | None = None
     worker: WorkerShape = WorkerShape()
     output: str
     storage: str | None = None
+    share_study: bool = False
     tracking: TrackingConfig = TrackingConfig()
     failures: FailuresConfig = FailuresConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
@@ -97,7 +158,7 @@ class Sweep:
 
     config: SweepConfig
     experiment: Mapping[str, Any]  # plain YAML values, every default filled in
-    space: Mapping[str, Domain]
+    space: SearchSpace
     source: str
 
     @property
@@ -105,24 +166,53 @@ class Sweep:
         return Path(self.config.output)
 
     @property
-    def metric(self) -> str:
-        """The objective's name in a run's metrics."""
-        return experiment(self.experiment).metrics[self.config.objective.metric]
+    def goals(self) -> tuple[Goal, ...]:
+        """What trials are judged by, the objective first."""
+        objective, metrics = self.config.objective, experiment(self.experiment).metrics
+        directions = {objective.metric: objective.direction, **objective.against}
+        return tuple(
+            Goal(name=name, metric=metrics[name], maximize=direction == "maximize")
+            for name, direction in directions.items()
+        )
 
     @property
-    def sampler(self) -> Literal["tpe", "random", "qmc", "grid"]:
-        """What chooses the points; variants are taken in their order."""
-        return "grid" if self.config.search.variants else self.config.search.sampler
+    def bounds(self) -> tuple[Bound, ...]:
+        metrics = experiment(self.experiment).metrics
+        return tuple(
+            Bound(
+                name=name,
+                metric=metrics[name],
+                low=-math.inf if bound.min is None else bound.min,
+                high=math.inf if bound.max is None else bound.max,
+            )
+            for name, bound in self.config.objective.constraints.items()
+        )
+
+    @property
+    def curve_metric(self) -> str | None:
+        """The name, in a run's metrics, of the curve by which trials are pruned; None if none is."""
+        match self.config.search.pruning:
+            case NoPruning() | WilcoxonPruning():
+                return None
+            case curve:
+                return experiment(self.experiment).metrics[curve.metric or self.config.objective.metric]
+
+    @property
+    def walks_a_grid(self) -> bool:
+        """Whether trial n is point n of a list: that of the variants, or of all points of the space."""
+        return bool(self.config.search.variants) or self.config.search.sampler == "grid"
 
     @property
     def is_asset(self) -> bool:
         """Whether it is one run and no search: what `psd run` makes."""
-        return not self.space and self.num_trials == len(self.config.prompts) == len(self.config.seeds) == 1
+        return not self.space.domains and self.num_trials == len(self.config.prompts) == len(self.config.seeds) == 1
 
     @property
     def num_trials(self) -> int:
         """How many there are to be, failed ones included."""
-        return self.config.trials or len(self.config.search.variants) or DEFAULT_TRIALS
+        if self.config.trials is not None:
+            return self.config.trials
+        return len(self.space.points()) if self.walks_a_grid else DEFAULT_TRIALS
 
     def changes(self, params: Mapping[str, Scalar]) -> dict[str, Any]:
         """What a trial changes in the experiment, as a tree."""
@@ -132,9 +222,16 @@ class Sweep:
     def storage_url(self) -> str:
         return self.config.storage or f"sqlite:///{self.output.resolve() / 'study.db'}"
 
+    @property
+    def shown_storage(self) -> str:
+        return without_password(self.storage_url)
+
     def to_plain(self) -> dict[str, Any]:
-        """The resolved sweep as a sweep file would say it."""
-        return plain_mapping({**asdict(self.config), **self.experiment})
+        """The resolved sweep as a sweep file would say it, without passwords."""
+        plain = plain_mapping({**asdict(self.config), **self.experiment})
+        for node in (plain, plain["search"]["warm_start"]):
+            node["storage"] = node["storage"] and without_password(node["storage"])
+        return plain
 
     def definition(self) -> dict[str, Any]:
         """What makes two sweeps the same one."""

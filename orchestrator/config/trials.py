@@ -49,8 +49,9 @@ def experiments(sweep: Sweep) -> dict[str, dict[str, Any]]:
 
 
 def as_asset_settings(sweep: Sweep, params: Mapping[str, Scalar]) -> dict[str, Any]:
-    """What `psd run` has to be told, by dotted key, to make one of a trial's runs."""
-    return difference(load_asset(sweep.config.prompts[0]).experiment, resolve(sweep, params))
+    """What `psd run` has to be told, by dotted key, to make one of a trial's runs; the trial's own settings first."""
+    told = difference(load_asset(sweep.config.prompts[0]).experiment, resolve(sweep, params))
+    return {key: told[key] for key in own_settings(sweep, params) if key in told} | told
 
 
 def own_settings(sweep: Sweep, params: Mapping[str, Scalar]) -> dict[str, Any]:

@@ -40,6 +40,9 @@ class PromptingConfig:
     view_dependent: bool = False
 
 
+RESERVED_NAMES = ("reward", "gap", "agreement", "floaters", "fog", "color", "shape", "seconds")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """One optimisation, apart from its prompt and its seed."""
@@ -64,12 +67,29 @@ class ExperimentConfig:
             size, views = self.cameras.group_size, self.evaluation.num_views
             raise ConfigError("evaluation.num_views", f"must be a multiple of cameras.group_size ({size}); got {views}")
 
+        for name in self.rewards:
+            if name in RESERVED_NAMES:
+                raise ConfigError(f"rewards.{name}", "is the name of a metric already; choose another")
+        every, log_every = self.evaluation.every, self.optimization.log_every
+        if every % log_every:
+            raise ConfigError(
+                "evaluation.every",
+                f"must be a multiple of optimization.log_every ({log_every}), at which steps alone "
+                f"evaluations are made; got {every}",
+            )
+
+    @property
+    def curve_metrics(self) -> tuple[str, ...]:
+        """The short names of what every evaluation measures; `gap` is `reward` minus the mean of the held-out ones."""
+        held_out = [name for name in self.rewards if name != "train"]
+        oracle = ["color", "shape"] if self.evaluation.oracle else []
+        return ("reward", *held_out, *(["gap"] if held_out else []), *oracle)
+
     @property
     def metrics(self) -> dict[str, str]:
         """What a run ends with: the short name that `objective.metric` uses, and the name in the logs."""
-        names = ["reward", *(name for name in self.rewards if name != "train")]
-        names += [] if isinstance(self.scene, ImageConfig) else ["agreement", "floaters", "fog"]
-        names += ["color", "shape"] if self.evaluation.oracle else []
+        geometry = () if isinstance(self.scene, ImageConfig) else ("agreement", "floaters", "fog")
+        names = [*self.curve_metrics, *geometry]
         return {name: f"eval/{name}" for name in names} | {"seconds": "seconds"}
 
     def _check_2d(self, scene: ImageConfig) -> None:

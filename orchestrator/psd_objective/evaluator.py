@@ -58,6 +58,9 @@ class Evaluator:
         try:
             render = _render(scene, background, cameras)
             scores = mean_rewards(render, self._prompt, self._rewards)
+            held_out = [score for name, score in scores.items() if name != "eval/reward"]
+            if held_out:  # what optimising the train reward gained on it and not on the others
+                scores["eval/gap"] = scores["eval/reward"] - sum(held_out) / len(held_out)
             if self._oracle is not None:
                 verdict = self._oracle.judge(render.rgb, self._prompt)
                 scores |= {f"eval/{name}": share for name, share in verdict.items()}

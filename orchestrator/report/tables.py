@@ -9,11 +9,13 @@ import math
 import re
 import shlex
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 
+from orchestrator.goals import Frontier, Goal
 from orchestrator.study import TrialRecord
 from orchestrator.trial import Scalar
 
@@ -22,30 +24,40 @@ _PLAIN_WORD = re.compile(r"[A-Za-z_./][\w./-]*")  # needs no quotes in an overri
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """One trial: its settings, its value, the spread of it over its runs, and the means of all other metrics."""
+    """One trial: its settings, its values, the spread of the first over its runs, and the means of all metrics."""
 
     number: int
     state: str
     params: Mapping[str, Scalar]
-    value: float | None
+    values: tuple[float, ...]  # by goal; none unless the trial is complete
     sd: float | None  # over the runs (prompts x seeds); None with fewer than two
     metrics: Mapping[str, float]
+    feasible: bool = True  # it keeps every bound
+    is_best: bool = False  # of those that do, none is better in every goal
     reason: str = ""
 
 
-def trial_rows(records: Sequence[TrialRecord], *, maximize: bool) -> list[TrialRow]:
-    """Best first; those without a value last, in the order in which they were asked for."""
-    rows = [_row(record) for record in records]
-    sign = -1 if maximize else 1
-    return sorted(rows, key=lambda row: (row.value is None, sign * (row.value or 0.0), row.number))
+def trial_rows(records: Sequence[TrialRecord], goals: Sequence[Goal]) -> list[TrialRow]:
+    """Best first by the first goal, those out of bounds after the others; those without values last, as asked for."""
+    frontier = Frontier(goals)
+    for record in records:
+        if record.values:
+            frontier.add(record.number, record.values, feasible=record.feasible)
+    rows = [_row(record, is_best=record.number in frontier.members) for record in records]
+    sign = -1 if goals[0].maximize else 1
+    return sorted(
+        rows,
+        key=lambda row: (not row.values, not row.feasible, sign * row.values[0] if row.values else 0.0, row.number),
+    )
 
 
-def best_row(rows: Sequence[TrialRow]) -> TrialRow | None:
-    return rows[0] if rows and rows[0].value is not None else None
+def best_rows(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """The best trial; with several goals the Pareto set."""
+    return [row for row in rows if row.is_best]
 
 
-def terminal_table(rows: Sequence[TrialRow], metric: str, shown_metrics: Sequence[str]) -> Table:
-    """``shown_metrics`` are columns of their own, as long as some trial has them."""
+def terminal_table(rows: Sequence[TrialRow], goals: Sequence[Goal], shown_metrics: Sequence[str]) -> Table:
+    """``shown_metrics`` are columns of their own, as long as some trial has them. The best are green."""
     params = list(dict.fromkeys(name for row in rows for name in row.params))
     present = [name for name in shown_metrics if any(name in row.metrics for row in rows)]
     with_sd = any(row.sd is not None for row in rows)
@@ -53,37 +65,58 @@ def terminal_table(rows: Sequence[TrialRow], metric: str, shown_metrics: Sequenc
     table.add_column("trial", justify="right")
     for name in params:
         table.add_column(short_name(name, params), justify="right")
-    table.add_column(metric, justify="right", style="bold")
+    for goal in goals:
+        table.add_column(goal.name, justify="right", style="bold")
     for name in [*(["sd"] if with_sd else []), *(name.removeprefix("eval/") for name in present)]:
         table.add_column(name, justify="right")
     for row in rows:
         cells = [str(row.number), *(format_value(row.params.get(name)) for name in params)]
-        cells.append(format_value(row.value) if row.value is not None else row.state)
+        values: list[object] = [*row.values] or [row.state, *[None] * (len(goals) - 1)]
+        cells += map(format_value, values)
         cells += [format_value(row.sd)] if with_sd else []
         cells += [format_value(row.metrics.get(name)) for name in present]
-        table.add_row(*cells, style="green" if row is rows[0] and row.value is not None else None)
+        table.add_row(*cells, style="green" if row.is_best else "dim" if not row.feasible else None)
     return table
 
 
 def trials_csv(rows: Sequence[TrialRow]) -> str:
+    """By number. ``value`` is by the first goal; the others are among the metrics."""
     params = list(dict.fromkeys(name for row in rows for name in row.params))
     metrics = sorted({name for row in rows for name in row.metrics})
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["trial", "state", *params, "value", "sd_over_runs", *metrics, "reason"])
+    writer.writerow(["trial", "state", *params, "value", "sd_over_runs", "feasible", "best", *metrics, "reason"])
     for row in sorted(rows, key=lambda row: row.number):
         settings = [row.params.get(name, "") for name in params]
         means = [row.metrics.get(name, "") for name in metrics]
-        writer.writerow([row.number, row.state, *settings, _blank(row.value), _blank(row.sd), *means, row.reason])
+        verdict = [row.values[0] if row.values else "", _blank(row.sd), *(int(row.feasible), int(row.is_best))]
+        writer.writerow([row.number, row.state, *settings, *verdict, *means, row.reason])
     return file.getvalue()
 
 
-def best_yaml(row: TrialRow, settings: Mapping[str, object], *, sweep: str, metric: str) -> str:
-    """The settings of the best trial under their dotted keys, ready to be copied into a sweep file or a command."""
+def best_yaml(best: Sequence[tuple[TrialRow, Mapping[str, object]]], *, sweep: str, goals: Sequence[Goal]) -> str:
+    """The settings of the best trials under their dotted keys, ready to be copied into a sweep file or a command.
+
+    One trial stands alone. Several, by several goals or because they are equal, stand each under its number.
+    """
+    if len(best) == 1:
+        [(row, settings)] = best
+        return f"# {_title(row, settings, goals)}, of {sweep}\n" + _settings_yaml(settings)
+    lines = [f"# The best {len(best)} trials of {sweep}: {', '.join(map(str, goals))}\n"]
+    for row, settings in best:
+        lines.append(f"trial_{row.number}: # {_title(row, settings, goals)}\n")
+        lines.append(textwrap.indent(_settings_yaml(settings), "  "))
+    return "".join(lines)
+
+
+def _title(row: TrialRow, settings: Mapping[str, object], goals: Sequence[Goal]) -> str:
     named = "".join(f" ({value})" for name, value in row.params.items() if name not in settings)
-    lines = [f"# Trial {row.number}{named} of {sweep}: {metric} {format_value(row.value)}"]
-    lines += [f"{name}: {json.dumps(value)}" for name, value in settings.items()]
-    return "\n".join(lines) + ("\n" if settings else "\n{}\n")
+    values = ", ".join(f"{goal.name} {format_value(value)}" for goal, value in zip(goals, row.values, strict=True))
+    return f"Trial {row.number}{named}: {values}"
+
+
+def _settings_yaml(settings: Mapping[str, object]) -> str:
+    return "".join(f"{name}: {json.dumps(value)}\n" for name, value in settings.items()) or "{}\n"
 
 
 def as_overrides(settings: Mapping[str, object]) -> str:
@@ -117,7 +150,7 @@ def format_time(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _row(record: TrialRecord) -> TrialRow:
+def _row(record: TrialRecord, *, is_best: bool) -> TrialRow:
     metrics, runs = record.attributes.get("metrics", {}), record.attributes.get("runs", {})
     assert isinstance(metrics, Mapping)
     assert isinstance(runs, Mapping)
@@ -126,9 +159,11 @@ def _row(record: TrialRecord) -> TrialRow:
         number=record.number,
         state=record.state,
         params=record.params,
-        value=record.value,
+        values=record.values,
         sd=statistics.stdev(values) if len(values) > 1 else None,
         metrics=metrics,
+        feasible=record.feasible,
+        is_best=is_best,
         reason=str(record.attributes.get("reason", "")),
     )
 

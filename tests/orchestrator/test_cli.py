@@ -19,9 +19,10 @@ from orchestrator.cli.display import SweepView
 from orchestrator.cli.sweep import typed
 from orchestrator.clock import ManualClock
 from orchestrator.driver import RunLeased, TrialCompleted, TrialFailed, TrialStarted
+from orchestrator.goals import Goal
 from orchestrator.local_pool import LocalPool
 from orchestrator.objective import Run
-from orchestrator.report.tables import best_yaml, format_params, trial_rows, trials_csv
+from orchestrator.report.tables import best_rows, best_yaml, format_params, trial_rows, trials_csv
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import Suggestion, TrialRecord
 from orchestrator.trial import Lease, RunFinished, RunProgressed, RunSpec, TrialSpec
@@ -29,6 +30,7 @@ from orchestrator.worker import WorkerSetup
 
 ROOT = Path(__file__).parents[2]
 GUIDANCE = "distillation.guidance_scale"
+JUDGE = Goal(name="judge", metric="eval/judge")
 
 
 @pytest.fixture(scope="session")
@@ -284,9 +286,7 @@ def test_ctrl_c_checkpoints_and_resume_goes_on(sweep_file: Path) -> None:
 
 def test_events_add_up_to_progress_best_and_time_left() -> None:
     clock = ManualClock()
-    view = SweepView(
-        name="s", metric="judge", maximize=True, num_trials=4, runs_per_trial=1, num_settled=0, best=None, clock=clock
-    )
+    view = SweepView(name="s", goals=[JUDGE], num_trials=4, runs_per_trial=1, records=[], clock=clock)
     for number, value in ((0, 1.0), (1, 0.5)):
         spec = RunSpec(run_id=f"t{number:04d}-p00-s0", trial=number, prompt="a red cube", seed=0, config={})
         lease = Lease(spec=spec)
@@ -295,7 +295,7 @@ def test_events_add_up_to_progress_best_and_time_left() -> None:
         clock.advance(10)
         view.update(RunProgressed(lease=lease, step=1, num_steps=2, metrics={}))
         view.update(RunFinished(lease=lease, metrics={}))
-        view.update(TrialCompleted(number=number, value=value))
+        view.update(TrialCompleted(number=number, values=(value,)))
     view.update(TrialFailed(number=2, reason="no"))
     assert view.summary().startswith("2/4 trials · 1 failed · best judge 1 (trial 0: guidance_scale 7.5)")
     assert view.left_s is not None
@@ -308,23 +308,27 @@ def test_tables_have_the_best_first_and_the_spread_over_runs() -> None:
             number=number,
             params={GUIDANCE: 2.5, "scene.scale": number},
             state="complete",
-            value=value,
+            values=(value,),
             attributes={"metrics": {"eval/judge": value}, "runs": {"a": value - 1, "b": value + 1}},
         )
         for number, value in enumerate((1.0, 3.0, 2.0))
     ]
-    records.append(TrialRecord(number=3, params={}, state="failed", value=None, attributes={"reason": "no, really"}))
-    rows = trial_rows(records, maximize=True)
+    records.append(TrialRecord(number=3, params={}, state="failed", attributes={"reason": "no, really"}))
+    rows = trial_rows(records, [JUDGE])
     assert [row.number for row in rows] == [1, 2, 0, 3]
-    assert [row.number for row in trial_rows(records, maximize=False)] == [0, 2, 1, 3]
+    assert [row.number for row in trial_rows(records, [Goal(name="fog", metric="eval/fog", maximize=False)])] == [
+        0,
+        2,
+        1,
+        3,
+    ]
     assert rows[0].sd == pytest.approx(2**0.5)
     table = list(csv.DictReader(trials_csv(rows).splitlines()))
     assert [row["trial"] for row in table] == ["0", "1", "2", "3"]
     assert table[3]["reason"] == "no, really"
-    assert yaml.safe_load(best_yaml(rows[0], rows[0].params, sweep="s", metric="judge")) == {
-        GUIDANCE: 2.5,
-        "scene.scale": 1,
-    }
+    best = best_rows(rows)
+    assert [row.number for row in best] == [1]
+    assert yaml.safe_load(best_yaml([(best[0], best[0].params)], sweep="s", goals=[JUDGE])) == best[0].params
     assert format_params({"a.scale": 1, "b.scale": 2, "c.lr": 0.1}) == "a.scale 1, b.scale 2, lr 0.1"
 
 

@@ -15,9 +15,10 @@ from orchestrator.config import Sweep
 from orchestrator.errors import UserError
 from orchestrator.experiment_config.distillation import PreferenceWeightingConfig, SingleWeightingConfig
 from orchestrator.experiment_config.experiment import experiment
-from orchestrator.experiment_config.schedules import LinearConfig
+from orchestrator.experiment_config.schedules import CosineConfig, LinearConfig
+from orchestrator.goals import Goal
 from orchestrator.report.tables import as_overrides
-from orchestrator.search_space import CategoricalDomain, FloatDomain, IntDomain
+from orchestrator.search_space import CategoricalDomain, Condition, FloatDomain, IntDomain
 from orchestrator.study import Suggestion
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,7 @@ def test_a_domain_has_the_type_of_its_setting(tmp_path: Path) -> None:
         "distillation.weighting.scaling": ["gap", "normalized"],
         "distillation.negative_embedding.stop": {"low": 10, "high": 20},
     }
-    assert load(tmp_path, search={"space": space}).space == {
+    assert load(tmp_path, search={"space": space}).space.domains == {
         GUIDANCE: FloatDomain(low=2.0, high=30.0, log=True),
         SCALE: CategoricalDomain(choices=(0.0, 1.0, 2.5)),
         "scene.resolution": IntDomain(low=24, high=40, step=8),
@@ -85,8 +86,12 @@ def test_overrides_reach_every_setting_whether_a_file_names_it_or_not(tmp_path: 
 
 
 def test_overrides_reach_into_the_search_space(tmp_path: Path) -> None:
-    assert load(tmp_path, f"search.space.{GUIDANCE}.low=5").space[GUIDANCE] == FloatDomain(low=5.0, high=30.0, log=True)
-    assert load(tmp_path, f"search.space.{GUIDANCE}=[3.0,4.0]").space[GUIDANCE] == CategoricalDomain(choices=(3.0, 4.0))
+    assert load(tmp_path, f"search.space.{GUIDANCE}.low=5").space.domains[GUIDANCE] == FloatDomain(
+        low=5.0, high=30.0, log=True
+    )
+    assert load(tmp_path, f"search.space.{GUIDANCE}=[3.0,4.0]").space.domains[GUIDANCE] == CategoricalDomain(
+        choices=(3.0, 4.0)
+    )
 
 
 def test_an_experiment_beside_the_sweep_file_can_be_chosen(tmp_path: Path) -> None:
@@ -122,8 +127,8 @@ VARIANTS = {
 
 def test_each_variant_is_one_trial_by_its_name(tmp_path: Path) -> None:
     sweep = load(tmp_path, search={"variants": VARIANTS})
-    assert (sweep.num_trials, sweep.sampler) == (4, "grid")
-    assert sweep.space == {"variant": CategoricalDomain(choices=("psd", "mvdream", "sds", "annealed"))}
+    assert (sweep.num_trials, sweep.walks_a_grid) == (4, True)
+    assert sweep.space.domains == {"variant": CategoricalDomain(choices=("psd", "mvdream", "sds", "annealed"))}
     trials = [
         config.plan_trial(sweep, Suggestion(number=i, params={"variant": name})) for i, name in enumerate(VARIANTS)
     ]
@@ -219,7 +224,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("a schedule without length", {"distillation": {"max_t": {"end_step": 0}}}, "distillation.max_t.end_step: must be"),
     ("views out of groups", {"evaluation": {"num_views": 6}}, "evaluation.num_views: must be a multiple of cameras.gr"),
-    ("unknown metric", {"objective": {"metric": "jugde"}}, "objective.metric: must be one of reward, judge, agreement"),
+    ("unknown metric", {"objective": {"metric": "jugde"}}, "objective.metric: must be one of reward, judge, gap, colo"),
     ("unknown direction", {"objective": {"direction": "up"}}, "objective.direction: must be one of maximize, minimize"),
     ("no reward to train on", {"rewards": {"train": None}}, "rewards.train: must be a mapping with keys among kind"),
     (
@@ -235,12 +240,15 @@ BAD_SPACES: list[tuple[str, dict[str, Any], str]] = [
     ("log with step", {GUIDANCE: {"low": 1, "high": 2, "step": 1, "log": True}}, f"{GUIDANCE}.step: cannot be combine"),
     ("no high", {GUIDANCE: {"low": 1}}, f"{GUIDANCE}.high: is missing"),
     ("unknown word", {GUIDANCE: {"low": 1, "high": 2, "hihg": True}}, f"{GUIDANCE}.hihg: unknown key; did you mean hi"),
-    ("neither list nor range", {GUIDANCE: 3}, f"{GUIDANCE}: must be a list of values or"),
+    ("neither list nor range", {GUIDANCE: 3}, f"{GUIDANCE}: must be a list of values, "),
     ("an empty list", {GUIDANCE: []}, f"{GUIDANCE}: must list at least one value"),
     ("a value twice", {GUIDANCE: [1, 1.0]}, f"{GUIDANCE}: must list each value once"),
     ("no such setting", {"distillation.guidance": [1]}, "distillation.guidance: is not a setting of the experiment; d"),
     ("a choice of a wrong type", {GUIDANCE: ["high"]}, f"{GUIDANCE}: 'high' is not allowed there: distillation.guidan"),
     ("an end out of range", {SCALE: {"low": -1, "high": 2}}, f"{SCALE}: -1.0 is not allowed there: distillation.weigh"),
+    ("another kind's", {"distillation.residual.end": [1]}, "distillation.residual.end: is not a setting of the experi"),
+    ("of a kind that is not set", {f"{GUIDANCE}.end": [1]}, f"{GUIDANCE}.kind: is not set; to search below it, set it"),
+    ("what is no Hydra", {GUIDANCE: "interval(1"}, f"{GUIDANCE}: must be a list of values, {{low: , high: , log:"),
     ("fractions of a whole", {"scene.resolution": {"low": 2.5, "high": 9}}, "scene.resolution.low: must be a whole nu"),
     ("a range of words", {"distillation.weighting.scaling": {"low": 1, "high": 2}}, "scaling: must be a list of value"),
 ]  # fmt: skip
@@ -269,10 +277,11 @@ def test_a_mistake_in_the_search_space_is_told(tmp_path: Path, space: dict[str, 
     [
         ({"distillation.guidance": 1}, "search.start[0].distillation.guidance: is not in search.space"),
         ({GUIDANCE: 31}, f"search.start[0].{GUIDANCE}: must lie in its domain (2 .. 30 (log)); got 31"),
+        ({SCALE: 0.3}, f"search.start[0].{SCALE}: must lie in its domain (0 .. 2 step 0.25); got 0.3"),
     ],
 )
 def test_a_start_point_outside_the_space_is_told(tmp_path: Path, point: dict[str, Any], line: str) -> None:
-    space = {GUIDANCE: {"low": 2, "high": 30, "log": True}}
+    space = {GUIDANCE: {"low": 2, "high": 30, "log": True}, SCALE: {"low": 0, "high": 2, "step": 0.25}}
     with pytest.raises(UserError) as caught:
         load(tmp_path, search={"space": space, "start": [point]})
     assert line in str(caught.value)
@@ -283,7 +292,7 @@ def test_a_start_point_outside_the_space_is_told(tmp_path: Path, point: dict[str
     [
         ("scene.resolution=big", "command line: scene.resolution: must be a whole number; got 'big' (str)"),
         ("trails=3", "command line: trails: unknown key; did you mean trials?"),
-        ("trials", "command line: Error parsing override 'trials'; missing EQUAL at '<EOF>'"),
+        ("trials", "command line: cannot read 'trials' as KEY=VALUE: missing EQUAL at '<EOF>'"),
         ("experiment=toibox", "experiment: there is no 'toibox'; choose one of toybox"),
     ],
 )
@@ -336,9 +345,102 @@ def test_a_sweep_comes_back_from_its_output_folder(tmp_path: Path) -> None:
     assert (again.space, again.experiment) == (sweep.space, sweep.experiment)
     assert again.config.trials == 30
     with pytest.raises(
-        UserError, match=r"command line: scene.resolution: cannot change on resume; only trials, workers"
+        UserError, match=r"command line: scene.resolution: cannot change on resume; only trials, budget, workers"
     ):
         config.load_output(tmp_path / "out", ["scene.resolution=24"])
+
+
+def test_a_searched_kind_makes_branches_with_their_own_settings(tmp_path: Path) -> None:
+    weighting = "distillation.weighting"
+    space = {
+        SCALE: [0.5, 1.0],  # stands before the kind on which it depends
+        f"{weighting}.kind": ["single", "preference"],
+        f"{GUIDANCE}.kind": "choice(linear, cosine, piecewise)",
+        f"{GUIDANCE}.start": "tag(log, interval(5, 30))",
+        f"{GUIDANCE}.end": "interval(1, 5)",
+        f"{GUIDANCE}.end_step": "range(50, 101, 50)",
+        f"{GUIDANCE}.knots": [1],
+        "scene.smoothness": "interval(0, 1)",
+    }
+    with pytest.raises(UserError, match=f"{GUIDANCE}.knots: 1 is not allowed there"):
+        load(tmp_path, search={"space": space})
+    del space[f"{GUIDANCE}.knots"]
+    with pytest.raises(
+        UserError, match=r"'piecewise' is not allowed there: distillation.guidance_scale.knots: is miss"
+    ):
+        load(tmp_path, search={"space": space})
+    space[f"{GUIDANCE}.kind"] = ["linear", "cosine"]
+    sweep = load(tmp_path, search={"space": space})
+    assert sweep.space.conditions == {
+        SCALE: Condition(key=f"{weighting}.kind", values=("preference",)),
+        **{f"{GUIDANCE}.{name}": Condition(key=f"{GUIDANCE}.kind", values=("linear", "cosine"))
+           for name in ("start", "end", "end_step")},
+    }  # fmt: skip
+    assert sweep.space.domains[f"{GUIDANCE}.start"] == FloatDomain(low=5.0, high=30.0, log=True)
+    assert sweep.space.domains[f"{GUIDANCE}.end_step"] == CategoricalDomain(choices=(50, 100))
+    point = {f"{weighting}.kind": "single", f"{GUIDANCE}.kind": "cosine", f"{GUIDANCE}.start": 9.0,
+             f"{GUIDANCE}.end": 2.0, f"{GUIDANCE}.end_step": 50, "scene.smoothness": 0.5}  # fmt: skip
+    assert sweep.space.admits(point)
+    assert not sweep.space.admits({**point, SCALE: 0.5})
+    distillation = experiment(config.resolve(sweep, point)).distillation
+    assert distillation.weighting == SingleWeightingConfig()
+    assert distillation.guidance_scale == CosineConfig(start=9.0, end=2.0, end_step=50)
+
+
+def test_goals_and_bounds_are_named_as_users_say_them(tmp_path: Path) -> None:
+    objective = {"against": {"seconds": "minimize"}, "constraints": {"fog": {"max": 0.2}, "gap": {"min": -1, "max": 1}}}
+    sweep = load(tmp_path, objective=objective)
+    assert sweep.goals == (
+        Goal(name="judge", metric="eval/judge"),
+        Goal(name="seconds", metric="seconds", maximize=False),
+    )
+    fog, gap = sweep.bounds
+    assert (str(fog), str(gap)) == ("fog <= 0.2", "-1 <= gap <= 1")
+    assert (fog.violation(0.5), gap.violation(-1.5), gap.violation(0)) == (pytest.approx(0.3), 0.5, -1)
+
+
+def test_a_password_is_used_and_not_kept(tmp_path: Path) -> None:
+    url = "postgresql://me:s3cr@t/@db/sweeps?sslmode=require"
+    sweep = load(tmp_path, f"storage='{url}'", f"output={tmp_path / 'out'}")
+    assert sweep.storage_url == url
+    config.claim_output(sweep)
+    kept = (tmp_path / "out" / "sweep.json").read_text()
+    assert "s3cr" not in kept
+    assert "s3cr" not in sweep.shown_storage
+    again = config.load_output(tmp_path / "out")
+    assert again.storage_url == "postgresql://me@db/sweeps?sslmode=require"
+
+
+UNFIT: list[tuple[str, dict[str, Any], str]] = [
+    ("grid without end", {"search": {"sampler": "grid", "space": {GUIDANCE: {"low": 1, "high": 2}}}}, "no finite list"),
+    ("more trials than points", {"search": {"sampler": "grid", "space": {GUIDANCE: [1, 2]}}, "trials": 3}, "trials: m"),
+    ("grid with start", {"search": {"sampler": "grid", "space": {GUIDANCE: [1]}, "start": [{GUIDANCE: 1}]}}, "combine"),
+    ("cmaes with a choice", {"search": {"sampler": "cmaes", "space": {GUIDANCE: [1, 2]}}}, "is not a plain range, as "),
+    ("cmaes with two goals", {"search": {"sampler": "cmaes"}, "objective": {"against": {"fog": "minimize"}}}, "one ob"),
+    ("unknown sampler", {"search": {"sampler": "bayes"}}, "search.sampler: must be one of tpe, gp, cmaes, nsga2, nsga"),
+    ("pruning two goals", {"search": {"pruning": {"kind": "median"}}, "objective": {"against": {"fog": "minimize"}}},
+     "search.pruning: needs one objective"),
+    ("pruning without a curve", {"search": {"pruning": {"kind": "median"}}, "objective": {"metric": "seconds"}},
+     "search.pruning.metric: must be measured during a run: one of reward, judge, gap, color, shape; got 'seconds'"),
+    ("pruning without evaluations", {"search": {"pruning": {"kind": "hyperband"}}, "evaluation": {"every": 500}},
+     "finds no curve: evaluation.every (500) must be below optimization.num_steps (120)"),
+    ("wilcoxon on one run", {"search": {"pruning": {"kind": "wilcoxon"}}}, "wilcoxon needs more runs a trial than 1"),
+    ("a metric twice", {"objective": {"against": {"judge": "minimize"}}}, "objective.against: must name other metrics"),
+    ("unknown bound", {"objective": {"constraints": {"fgo": {"max": 1}}}}, "constraints.fgo: must be one of reward, j"),
+    ("a bound of nothing", {"objective": {"constraints": {"fog": {}}}}, "constraints.fog: must have min, max or both"),
+    ("shared SQLite", {"share_study": True}, "share_study: needs PostgreSQL"),
+    ("half a study", {"search": {"warm_start": {"name": "x"}}}, "search.warm_start.storage: is missing"),
+    ("evaluations that would be skipped", {"evaluation": {"every": 25}},
+     "evaluation.every: must be a multiple of optimization.log_every (10)"),
+    ("a reward with a metric's name", {"rewards": {"fog": {"path": "toybox/judge"}}}, "rewards.fog: is the name of a "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "line"), [case[1:] for case in UNFIT], ids=[case[0] for case in UNFIT])
+def test_what_does_not_go_together_is_told(tmp_path: Path, change: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, **change)
+    assert line in str(caught.value)
 
 
 def test_a_folder_without_a_sweep_cannot_be_resumed(tmp_path: Path) -> None:

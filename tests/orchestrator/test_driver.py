@@ -22,6 +22,7 @@ from orchestrator.driver import (
 )
 from orchestrator.errors import StudyUnavailableError, SweepAbortedError
 from orchestrator.failure import FailurePolicy
+from orchestrator.goals import Goal
 from orchestrator.local_pool import LocalPool
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import Suggestion, TrialRecord
@@ -75,7 +76,7 @@ class Sweep:
             study=self.study,
             pool=wrap_pool(self.pool),
             planner=self.plan,
-            metric=self.metric,
+            goals=[Goal(name="score", metric=self.metric)],
             runs=self.runs,
             checkpoints=self.checkpoints,
             failure_policy=self.policy,

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.optuna_study import OptunaStudy
-from orchestrator.search_space import CategoricalDomain, FloatDomain, IntDomain
+from orchestrator.optuna_study import OptunaStudy, Sampling
+from orchestrator.search_space import CategoricalDomain, Domain, FloatDomain, IntDomain, SearchSpace
+from orchestrator.study import unfinished
 
-SPACE = {
+SPACE: dict[str, Domain] = {
     "scale": FloatDomain(low=1, high=10, log=True),
     "interval": IntDomain(low=2, high=8, step=2),
     "kind": CategoricalDomain(choices=("a", "b")),
@@ -19,7 +20,8 @@ SPACE = {
 
 
 def _study(url: str | None, **changes: Any) -> OptunaStudy:
-    return OptunaStudy(**{"name": "s", "storage_url": url, "space": SPACE, **changes})
+    space = SearchSpace(domains=changes.pop("domains", SPACE), conditions=changes.pop("conditions", {}))
+    return OptunaStudy(**{"name": "s", "storage_url": url, "space": space, **changes})
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -27,22 +29,22 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
     return None if request.param == "memory" else f"sqlite:///{tmp_path / 'study.db'}"
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random"])
 def test_suggestions_lie_in_their_domains_and_are_numbered(url: str | None, sampler: str) -> None:
-    study = _study(url, sampler=sampler, startup_trials=2)
+    study = _study(url, sampling=Sampling(kind=sampler, startup_trials=2))
     for number in range(5):
         suggestion = study.ask()
         assert suggestion.number == number
         assert suggestion.params.keys() == SPACE.keys()
         assert all(suggestion.params[key] in domain for key, domain in SPACE.items())
         assert suggestion.params["interval"] in (2, 4, 6, 8)
-        study.complete(number, float(number), {})
+        study.complete(number, [float(number)], {})
 
 
 def test_records_tell_what_came_out(url: str | None) -> None:
     study = _study(url)
     first, second, third = study.ask(), study.ask(), study.ask()
-    study.complete(first.number, 1.5, {"runs": {"t0000-p00-s0": {"eval/judge": 1.5}}})
+    study.complete(first.number, [1.5], {"runs": {"t0000-p00-s0": {"eval/judge": 1.5}}})
     study.fail(second.number, "the render is not finite")
     records = study.records()
     assert [(record.state, record.value) for record in records] == [
@@ -52,13 +54,13 @@ def test_records_tell_what_came_out(url: str | None) -> None:
     ]
     assert records[0].attributes == {"runs": {"t0000-p00-s0": {"eval/judge": 1.5}}}
     assert records[1].attributes == {"reason": "the render is not finite"}
-    assert [suggestion.params for suggestion in study.running()] == [third.params]
+    assert [suggestion.params for suggestion in unfinished(study.records())] == [third.params]
 
 
 def test_telling_twice_keeps_the_first(url: str | None) -> None:
     study = _study(url)
-    study.complete(study.ask().number, 1.0, {"runs": 1})
-    study.complete(0, 2.0, {"runs": 2})
+    study.complete(study.ask().number, [1.0], {"runs": 1})
+    study.complete(0, [2.0], {"runs": 2})
     assert (study.records()[0].value, study.records()[0].attributes) == (1.0, {"runs": 1})
 
 
@@ -75,9 +77,9 @@ def test_a_restart_adopts_what_was_running_and_asks_for_new_points(tmp_path: Pat
     url = f"sqlite:///{tmp_path / 'study.db'}"
     study = _study(url, start=[{"scale": 2.0}])
     asked = [study.ask() for _ in range(3)]
-    study.complete(0, 1.0, {})
+    study.complete(0, [1.0], {})
     again = _study(url, start=[{"scale": 2.0}])
-    assert [(s.number, s.params) for s in again.running()] == [(s.number, s.params) for s in asked[1:]]
+    assert [(s.number, s.params) for s in unfinished(again.records())] == [(s.number, s.params) for s in asked[1:]]
     later = [again.ask() for _ in range(3)]
     assert [suggestion.number for suggestion in later] == [3, 4, 5]
     points = {suggestion.params["scale"] for suggestion in [*asked, *later]}
@@ -86,21 +88,21 @@ def test_a_restart_adopts_what_was_running_and_asks_for_new_points(tmp_path: Pat
 
 def test_a_trial_that_died_while_being_asked_for_is_asked_to_the_end(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    [scale] = OptunaStudy(name="s", storage_url=url, space={"scale": SPACE["scale"]}).ask().params.values()
-    [adopted] = _study(url).running()
+    [scale] = _study(url, domains={"scale": SPACE["scale"]}).ask().params.values()
+    [adopted] = unfinished(_study(url).records())
     assert adopted.params.keys() == SPACE.keys()
     assert adopted.params["scale"] == scale
 
 
 def test_a_grid_is_walked_in_order_across_restarts(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    space = {"interval": SPACE["interval"], "kind": SPACE["kind"]}
+    domains = {"interval": SPACE["interval"], "kind": SPACE["kind"]}
     asked = []
     for _ in range(8):
-        asked.append(_study(url, space=space, sampler="grid").ask().params)
+        asked.append(_study(url, domains=domains, sampling=Sampling(kind="grid")).ask().params)
     assert asked == [{"interval": interval, "kind": kind} for interval in (2, 4, 6, 8) for kind in ("a", "b")]
-    with pytest.raises(ValueError, match="scale has no finite list of values"):
-        _study(None, sampler="grid")
+    with pytest.raises(ValueError, match="scale: has no finite list of values"):
+        _study(None, sampling=Sampling(kind="grid"))
 
 
 def test_the_file_is_in_write_ahead_mode(tmp_path: Path) -> None:
@@ -116,4 +118,4 @@ def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     _study(url)
     with pytest.raises(ValueError, match="would maximize; use another name"):
-        _study(url, direction="minimize")
+        _study(url, directions=["minimize"])

@@ -22,6 +22,7 @@ from orchestrator.deadlines import Deadlines
 from orchestrator.driver import SweepDriver, SweepEvent
 from orchestrator.errors import UserError
 from orchestrator.failure import FailurePolicy
+from orchestrator.goals import Goal
 from orchestrator.local_pool import LocalPool
 from orchestrator.objective import Objective
 from orchestrator.placement import WorkerShape
@@ -71,7 +72,7 @@ def _sweep(
         study=study,
         pool=pool,
         planner=partial(_plan, faults=faults),
-        metric="eval/score",
+        goals=[Goal(name="score", metric="eval/score")],
         runs=setup.runs,
         checkpoints=setup.checkpoints,
         failure_policy=FailurePolicy(),

@@ -1,0 +1,119 @@
+"""The study of a sweep, opened for its driver: claimed, warm-started, and waited for while it does not answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import tenacity
+
+from orchestrator import config
+from orchestrator.config import Sweep
+from orchestrator.errors import StudyUnavailableError, UserError
+from orchestrator.pruning import Watch, WilcoxonPruning
+from orchestrator.study import Study, TrialRecord
+from orchestrator.warm_start import KnownPoint, known_points
+
+PATIENCE_S = 900.0  # that a study may be away before and after the sweep; while it runs, the driver goes on without
+T = TypeVar("T")
+
+
+@contextmanager
+def open_study(sweep: Sweep) -> Iterator[Study]:
+    """Raises:
+    UserError: the study cannot be opened, is another driver's, or cannot be warm-started.
+    """
+    from orchestrator.optuna_study import OptunaStudy, Sampling, claim_study
+
+    search, url = sweep.config.search, sweep.storage_url
+    try:
+        with claim_study(url, sweep.config.name, shared=sweep.config.share_study) as granted:
+            if not granted:
+                raise UserError(
+                    f"the study {sweep.config.name} in {sweep.shown_storage} is another driver's",
+                    file=sweep.source,
+                    key="storage",
+                    remedy="wait for it, use another `name`, or on PostgreSQL let both set share_study=true",
+                )
+            yield OptunaStudy(
+                name=sweep.config.name,
+                storage_url=url,
+                space=sweep.space,
+                directions=["maximize" if goal.maximize else "minimize" for goal in sweep.goals],
+                sampling=Sampling(
+                    kind="grid" if sweep.walks_a_grid else search.sampler,
+                    seed=search.seed,
+                    startup_trials=search.startup_trials,
+                    population_size=search.population_size,
+                ),
+                pruning=search.pruning,
+                num_steps=sweep.experiment["optimization"]["num_steps"],
+                start=search.start,
+                known=_known_points(sweep),
+                owner=config.output_id(sweep),
+                shared=sweep.config.share_study,
+            )
+    except ValueError as error:
+        raise UserError(str(error), file=sweep.source, key="storage") from None
+
+
+def watch(sweep: Sweep) -> Watch:
+    """What the study must hear to prune."""
+    pairs_runs = isinstance(sweep.config.search.pruning, WilcoxonPruning)
+    return Watch(curve_metric=sweep.curve_metric, pairs_runs=pairs_runs)
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """What the study answers, however long it takes within reason.
+
+    Raises:
+        UserError: it stayed silent.
+    """
+    retry = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(StudyUnavailableError),
+        wait=tenacity.wait_exponential(multiplier=0.5, max=15),
+        stop=tenacity.stop_after_delay(PATIENCE_S),
+        reraise=True,
+    )
+    try:
+        return retry(call)
+    except StudyUnavailableError as error:
+        raise UserError(str(error), key="storage", remedy="nothing is lost: psd resume, when it is back") from None
+
+
+def read_records(sweep: Sweep) -> Sequence[TrialRecord]:
+    """The trials so far, without disturbing the driver."""
+    from orchestrator.optuna_study import read_records
+
+    try:
+        return read_records(name=sweep.config.name, storage_url=sweep.storage_url)
+    except ValueError as error:
+        raise UserError(str(error), file=sweep.source, key="storage") from None
+
+
+def _known_points(sweep: Sweep) -> list[KnownPoint]:
+    """The points of the study that `search.warm_start` names."""
+    from orchestrator.optuna_study import read_records
+
+    source = sweep.config.search.warm_start
+    if source.output is not None:
+        other = config.load_output(Path(source.output))
+        url, name = other.storage_url, other.config.name
+    elif source.storage is not None and source.name is not None:
+        url, name = source.storage, source.name
+    else:
+        return []
+    try:
+        records = read_records(name=name, storage_url=url)
+    except ValueError as error:
+        raise UserError(str(error), file=sweep.source, key="search.warm_start") from None
+    points = known_points(records, source=name, space=sweep.space, goals=sweep.goals, bounds=sweep.bounds)
+    if not points:
+        metrics = ", ".join([*(goal.name for goal in sweep.goals), *(bound.name for bound in sweep.bounds)])
+        problem = (
+            f"none of the {len(records)} trials of {name} is complete, lies in this search.space and has {metrics}"
+        )
+        raise UserError(problem, file=sweep.source, key="search.warm_start")
+    return points

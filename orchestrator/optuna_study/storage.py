@@ -1,0 +1,185 @@
+"""Storages: opened so that torn files are mended, an outage is waited out, and two drivers do not mix by accident."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from sqlalchemy import NullPool, create_engine, event, text
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+
+from orchestrator.errors import StudyUnavailableError
+from orchestrator.storage_url import scrub, without_password
+
+SQLITE, JOURNAL, POSTGRES = "sqlite:///", "journal:///", "postgres"
+T = TypeVar("T")
+
+
+def open_storage(url: str) -> BaseStorage:
+    """Raises:
+    ValueError: the storage cannot be opened; the message holds no password.
+    """
+    try:
+        if url.startswith(JOURNAL):
+            return _open_journal(_file_of(url))
+        if url.startswith("sqlite"):
+            return _open_sqlite(url)
+        if url.startswith(POSTGRES):
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}})
+        return optuna.storages.get_storage(url)
+    except (SQLAlchemyError, ValueError, RuntimeError, OSError, ImportError) as error:
+        message = scrub(str(error), url).splitlines()[0]
+        remedy = "; pip install 'psd-sweeps[postgres]'" if isinstance(error, ImportError) else ""
+        raise ValueError(f"the storage {without_password(url)} cannot be opened: {message}{remedy}") from None
+
+
+def exists(url: str) -> bool:
+    """Whether there is a storage to read, as far as that can be seen without making one."""
+    return _file_of(url).exists() if url.startswith((SQLITE, JOURNAL)) else True
+
+
+def _file_of(url: str) -> Path:
+    """Three slashes and a path, as SQLAlchemy has it: ``sqlite:///relative.db``, ``sqlite:////absolute.db``."""
+    return Path(url.split(":///", 1)[1].split("?")[0])
+
+
+def answered(call: Callable[[], T]) -> T:
+    """What the call returns. It must bear being made again, since its last attempt may have succeeded unheard.
+
+    Raises:
+        StudyUnavailableError: the storage does not answer just now.
+    """
+    try:
+        return call()
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        if not _is_outage(error):
+            raise
+        raise StudyUnavailableError(f"the study does not answer ({_first_line(error)})") from None
+
+
+@contextmanager
+def claim_study(url: str, name: str, *, shared: bool) -> Iterator[bool]:
+    """Keep another driver out of a study: all others, or with ``shared`` those that would not share it.
+
+    Yields whether the claim was granted. An outage of PostgreSQL ends its claim; it is not renewed.
+    Storages other than SQLite, journal files and PostgreSQL know no claims and always grant.
+    """
+    if url.startswith(POSTGRES):
+        with _claim_in_postgres(url, name, shared) as granted:
+            yield granted
+    elif url.startswith((SQLITE, JOURNAL)):
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        try:
+            descriptor = os.open(f"{_file_of(url)}.{digest}.claim", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise ValueError(f"the storage {url} cannot be opened: {error.strerror}") from None
+        try:
+            yield _flocked(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        finally:
+            os.close(descriptor)
+    else:
+        yield True
+
+
+def _flocked(descriptor: int, operation: int) -> bool:
+    try:
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _claim_in_postgres(url: str, name: str, shared: bool) -> Iterator[bool]:
+    """An advisory lock, held by a connection of its own, so that it ends with the process."""
+    key = int.from_bytes(hashlib.sha256(f"psd-sweeps/{name}".encode()).digest()[:8], signed=True)
+    function = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
+    engine = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 10})
+    try:
+        connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    except SQLAlchemyError as error:
+        raise ValueError(f"the storage {without_password(url)} cannot be opened: {_first_line(error, url)}") from None
+    try:
+        yield bool(connection.execute(text(f"SELECT {function}(:key)"), {"key": key}).scalar())
+    finally:
+        with suppress(SQLAlchemyError):  # the server may be gone, and the lock with it
+            connection.close()
+        engine.dispose()
+
+
+def is_shareable(url: str) -> bool:
+    """Whether two drivers on two machines may work on one study there."""
+    return url.startswith(POSTGRES)
+
+
+def _open_sqlite(url: str) -> BaseStorage:
+    storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+    event.listen(storage.engine, "connect", _hasten)
+    storage.engine.dispose()  # the connections made so far did not hear of it
+    return storage
+
+
+def _hasten(connection: Any, _record: object) -> None:
+    """Half the time per trial of SQLite's defaults; a power cut may lose the last commits, never the file."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()
+
+
+class _KernelLock(JournalFileOpenLock):
+    """A lock that a killed process cannot leave behind, unlike Optuna's own, which block for half a minute then."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path.with_name(f"{path.name}.lock")
+        self._descriptor: int | None = None
+
+    def acquire(self) -> bool:
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        assert self._descriptor is not None
+        os.close(self._descriptor)
+        self._descriptor = None
+
+
+def _open_journal(path: Path) -> BaseStorage:
+    lock = _KernelLock(path)
+    lock.acquire()
+    try:
+        _drop_torn_line(path)
+    finally:
+        lock.release()
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A last line without its end is of a write that was cut off; Optuna could not read past it."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
+def _is_outage(error: BaseException) -> bool:
+    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+    return isinstance(cause, OperationalError | InterfaceError)
+
+
+def _first_line(error: BaseException, url: str = "") -> str:
+    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+    origin = getattr(cause, "orig", None) or cause or error
+    return scrub(str(origin).splitlines()[0] if str(origin) else type(origin).__name__, url)

@@ -1,0 +1,259 @@
+"""Ask, report and tell over an Optuna study."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from orchestrator.optuna_study.pruners import make_pruner
+from orchestrator.optuna_study.samplers import Sampling, make_sampler
+from orchestrator.optuna_study.storage import answered, exists, open_storage
+from orchestrator.pruning import NoPruning, Pruning
+from orchestrator.search_space import CategoricalDomain, Domain, FloatDomain, IntDomain, SearchSpace
+from orchestrator.study import Suggestion, TrialRecord
+from orchestrator.trial import Scalar
+from orchestrator.warm_start import KnownPoint
+
+Direction = Literal["maximize", "minimize"]
+OWNER, TOKEN, SOURCE = "owner", "token", "source"  # user attributes of ours, beside those of a trial's results
+_STATES = {
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+class OptunaStudy:
+    """A study in an Optuna storage, by name; opened again, it goes on where it stopped.
+
+    Every method may be called again after a StudyUnavailableError, even if it had succeeded unheard.
+
+    Args:
+        storage_url: None keeps the study in memory.
+        directions: one for each goal.
+        num_steps: the length of a run, for the pruners that need it.
+        start: points to try first; what a point leaves open is sampled.
+        known: points of earlier studies, for the sampler to learn from; they are no trials of this study.
+        owner: tells the drivers of a shared study apart; the same after a restart.
+        shared: other drivers may be at work on the study: their running trials are left alone.
+
+    Raises:
+        ValueError: the storage cannot be opened, or it holds a study of that name with other directions.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        storage_url: str | None,
+        space: SearchSpace,
+        directions: Sequence[Direction] = ("maximize",),
+        sampling: Sampling | None = None,
+        pruning: Pruning | None = None,
+        num_steps: int = 1,
+        start: Sequence[Mapping[str, Scalar]] = (),
+        known: Sequence[KnownPoint] = (),
+        owner: str = "",
+        shared: bool = False,
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._space, self._start = space, start
+        self._owner, self._shared = owner, shared
+        self._token: str | None = None
+        self._distributions = {key: _distribution(domain) for key, domain in space.domains.items()}
+        self._study = optuna.create_study(
+            study_name=name,
+            storage=None if storage_url is None else open_storage(storage_url),
+            directions=list(directions),
+            pruner=make_pruner(pruning or NoPruning(), num_steps=num_steps),
+            load_if_exists=True,
+        )
+        self._storage = self._study._storage  # what create_study made of it: with a cache where it is a database
+        self._id = self._storage.get_study_id_from_name(name)
+        if [direction.name.lower() for direction in self._study.directions] != list(directions):
+            theirs = ", ".join(direction.name.lower() for direction in self._study.directions)
+            raise ValueError(f"the study {name} exists and would {theirs}; use another name")
+        self._import(known)
+        trials = self._trials()
+        self._study.sampler = make_sampler(
+            sampling or Sampling(), space, num_trials=len(trials), stream=owner if shared else ""
+        )
+        self._num_imported = sum(SOURCE in trial.user_attrs for trial in trials)
+        for trial in trials:
+            if trial.state == TrialState.RUNNING and self._is_mine(trial):
+                self._suggest_all(trial._trial_id)  # a driver may have died before all was suggested
+
+    def ask(self) -> Suggestion:
+        again = self._token is not None  # the last call failed, but its trial may be there
+        token = self._token = self._token or uuid.uuid4().hex
+
+        def attempt() -> Suggestion:
+            made = self._find(token) if again else None
+            return self._suggest_all(self._create(token) if made is None else made)
+
+        suggestion = answered(attempt)
+        self._token = None
+        return suggestion
+
+    def report(self, number: int, step: int, value: float) -> bool:
+        def attempt() -> bool:
+            trial_id = self._trial_id(number)
+            self._storage.set_trial_intermediate_value(trial_id, step, value)
+            return self._study.pruner.prune(self._study, self._storage.get_trial(trial_id))
+
+        return answered(attempt)
+
+    def complete(
+        self,
+        number: int,
+        values: Sequence[float],
+        attributes: Mapping[str, object],
+        violations: Mapping[str, float] | None = None,
+    ) -> None:
+        answered(lambda: self._tell(number, attributes, values=list(values), violations=violations or {}))
+
+    def prune(self, number: int, reason: str, attributes: Mapping[str, object] | None = None) -> None:
+        told = {**(attributes or {}), "reason": reason}
+        answered(lambda: self._tell(number, told, state=TrialState.PRUNED))
+
+    def fail(self, number: int, reason: str) -> None:
+        answered(lambda: self._tell(number, {"reason": reason}, state=TrialState.FAIL))
+
+    def records(self) -> Sequence[TrialRecord]:
+        return answered(lambda: [_record(trial, self._is_mine(trial)) for trial in self._trials() if _counts(trial)])
+
+    def _create(self, token: str) -> int:
+        """A running trial that is ours from its first moment, whatever is killed when."""
+        attributes = {OWNER: self._owner, TOKEN: token}
+        self._study._thread_local.cached_all_trials = None  # as Study.ask does
+        waiting = self._study._pop_waiting_trial_id()  # enqueued from outside, say by optuna-dashboard
+        if waiting is not None:
+            for key, value in attributes.items():
+                self._storage.set_trial_user_attr(waiting, key, value)
+            return waiting
+        return self._storage.create_new_trial(
+            self._id, template_trial=create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+        )
+
+    def _import(self, points: Sequence[KnownPoint]) -> None:
+        """Only ahead of the first trial of our own; what an import that was cut off had taken is not taken again."""
+        trials = self._trials()
+        if any(SOURCE not in trial.user_attrs for trial in trials):
+            return
+        there = {trial.user_attrs[SOURCE] for trial in trials}
+        for point in points:
+            if point.source not in there:
+                trial = create_trial(
+                    values=list(point.values),
+                    params=dict(point.params),
+                    distributions={key: self._distributions[key] for key in point.params},
+                    user_attrs={SOURCE: point.source},
+                    constraints=dict(point.violations),
+                )
+                self._storage.create_new_trial(self._id, template_trial=trial)
+
+    def _find(self, token: str) -> int | None:
+        return next((trial._trial_id for trial in self._trials() if trial.user_attrs.get(TOKEN) == token), None)
+
+    def _suggest_all(self, trial_id: int) -> Suggestion:
+        """The trial's parameters, in the order of the space; those that it has already stay as they are."""
+        frozen = self._storage.get_trial(trial_id)
+        place = frozen.number - self._num_imported
+        if place < len(self._start) and "fixed_params" not in frozen.system_attrs:
+            self._storage.set_trial_system_attr(trial_id, "fixed_params", dict(self._start[place]))
+        trial = optuna.Trial(self._study, trial_id)
+        params: dict[str, Scalar] = {}
+        for key, distribution in self._distributions.items():
+            if self._space.is_active(key, params):
+                params[key] = _suggest(trial, key, distribution)
+        return Suggestion(number=frozen.number, params=params)
+
+    def _tell(
+        self,
+        number: int,
+        attributes: Mapping[str, object],
+        *,
+        values: list[float] | None = None,
+        violations: Mapping[str, float] | None = None,
+        state: TrialState | None = None,
+    ) -> None:
+        trial_id = self._trial_id(number)
+        frozen = self._storage.get_trial(trial_id)
+        if frozen.state.is_finished():
+            return
+        for key, value in attributes.items():
+            self._storage.set_trial_user_attr(trial_id, key, value)
+        trial = optuna.Trial(self._study, trial_id)
+        for name, violation in (violations or {}).items():
+            if name not in frozen.constraints:
+                trial.set_constraint(name, violation)
+        self._study.tell(number, values, state=state, skip_if_finished=True)
+
+    def _trial_id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self._storage.get_all_trials(self._id, deepcopy=False)
+
+    def _is_mine(self, trial: FrozenTrial) -> bool:
+        return not self._shared or trial.user_attrs.get(OWNER) == self._owner
+
+
+def read_records(*, name: str, storage_url: str) -> Sequence[TrialRecord]:
+    """The trials of a study that another process may be working on; none if there is no such study yet.
+
+    Raises:
+        ValueError: the storage cannot be opened.
+    """
+    if not exists(storage_url):
+        return []
+    storage = open_storage(storage_url)
+    try:
+        study_id = storage.get_study_id_from_name(name)
+    except KeyError:
+        return []
+    return [_record(trial, mine=True) for trial in storage.get_all_trials(study_id, deepcopy=False) if _counts(trial)]
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    """Whether it is, or was, a trial of this sweep: not one that waits, nor one taken over from another study."""
+    return trial.state != TrialState.WAITING and SOURCE not in trial.user_attrs
+
+
+def _record(trial: FrozenTrial, mine: bool) -> TrialRecord:
+    return TrialRecord(
+        number=trial.number,
+        params=trial.params,
+        state=_STATES[trial.state],
+        values=tuple(trial.values) if trial.state == TrialState.COMPLETE else (),
+        feasible=all(violation <= 0 for violation in trial.constraints.values()),
+        attributes={key: value for key, value in trial.user_attrs.items() if key not in (OWNER, TOKEN)},
+        mine=mine,
+    )
+
+
+def _distribution(domain: Domain) -> BaseDistribution:
+    match domain:
+        case FloatDomain(low=low, last=last, log=log, step=step):
+            return FloatDistribution(low, last, log=log, step=step)
+        case IntDomain(low=low, last=last, log=log, step=int_step):
+            return IntDistribution(low, last, log=log, step=int_step or 1)
+        case CategoricalDomain(choices=choices):
+            return CategoricalDistribution(choices)
+
+
+def _suggest(trial: optuna.Trial, key: str, distribution: BaseDistribution) -> Any:
+    match distribution:
+        case FloatDistribution(low=low, high=high, log=log, step=step):
+            return trial.suggest_float(key, low, high, log=log, step=step)
+        case IntDistribution(low=low, high=high, log=log, step=int_step):
+            return trial.suggest_int(key, low, high, log=log, step=int_step)
+        case CategoricalDistribution(choices=choices):
+            return trial.suggest_categorical(key, choices)
+    raise AssertionError(f"{distribution} is none of ours")

@@ -1,0 +1,22 @@
+"""URLs of study storages, which may hold a password: it is used, and neither shown nor stored."""
+
+from __future__ import annotations
+
+import re
+
+_IN_USER = re.compile(r"(?P<before>://[^:@/]*):(?P<password>.*)@")  # to the last @: a password may hold one
+_IN_QUERY = re.compile(r"(?P<before>[?&;]password=)(?P<password>[^&;]*)", re.IGNORECASE)
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be shown and stored. PostgreSQL then asks PGPASSWORD or ~/.pgpass for the password."""
+    return _IN_QUERY.sub(r"\g<before>", _IN_USER.sub(r"\g<before>@", url))
+
+
+def scrub(text: str, url: str) -> str:
+    """A message of a database library, without the password that the URL holds."""
+    passwords = [match["password"] for pattern in (_IN_USER, _IN_QUERY) for match in pattern.finditer(url)]
+    text = text.replace(url, without_password(url))
+    for password in passwords:
+        text = text.replace(password, "***") if len(password) > 2 else text
+    return text
