@@ -38,12 +38,17 @@ def sync_tree(folder: Path) -> None:
         sync(Path(parent))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file by its new content in one step: a reader sees the old one or the new one."""
+def write_text(path: Path, text: str, *, outlasts_power_cut: bool = True) -> None:
+    """Replace a file by its new content in one step: a reader sees the old one or the new one.
+
+    Waiting for the disk is what takes time; without it a power cut may leave an empty or a torn file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if outlasts_power_cut:
+            os.fsync(file.fileno())
     temporary.replace(path)
-    sync(path.parent)
+    if outlasts_power_cut:
+        sync(path.parent)

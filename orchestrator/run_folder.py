@@ -71,7 +71,7 @@ class RunFolder:
     def _check_spec(self, spec: RunSpec) -> None:
         path = self.path / "spec.json"
         if self._known_spec() is None:
-            durable.write_text(path, _spec_text(spec))
+            durable.write_text(path, _spec_text(spec), outlasts_power_cut=False)  # it would be written again
         elif not self.describes(spec):
             raise ValueError(f"{path} describes another run than the sweep does; choose another output folder")
 

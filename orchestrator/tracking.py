@@ -40,18 +40,21 @@ class NullTracker:
 class BackgroundTracking:
     """Makes trackers that return at once and never raise, whatever the trackers behind them do.
 
-    All calls are carried out one after the other in one daemon thread, which is there only while there are any. While
-    one of them hangs, up to ``capacity`` rows wait and further ones are dropped.
+    All calls are carried out one after the other in one daemon thread, which ends when there has been none for
+    ``linger_s``. While one of them hangs, up to ``capacity`` rows wait and further ones are dropped.
     """
 
-    def __init__(self, make: Callable[[RunSpec, Path], Tracker], *, capacity: int = 1000) -> None:
+    def __init__(
+        self, make: Callable[[RunSpec, Path], Tracker], *, capacity: int = 1000, linger_s: float = 5.0
+    ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be >= 1 row, got {capacity}")
         self._make = make
         self._capacity = capacity
+        self._linger_s = linger_s  # starting a thread on a busy machine takes milliseconds, which its run would wait
         self._waiting: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
-        self._is_working = False
+        self._has_thread = self._is_busy = False
 
     def start(self, spec: RunSpec, output: Path) -> Tracker:
         """The tracker of a run; ``output`` is the run's own folder."""
@@ -60,14 +63,15 @@ class BackgroundTracking:
     def drain(self, timeout_s: float) -> bool:
         """Wait until all calls so far are carried out; False if they are not within the time."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._is_working, timeout_s)
+            return self._changed.wait_for(lambda: not (self._waiting or self._is_busy), timeout_s)
 
     def enqueue(self, call: Callable[[], None]) -> None:
         """Carry out ``call``, which must not raise, after those that wait already."""
         with self._changed:
             self._waiting.append(call)
-            if not self._is_working:
-                self._is_working = True
+            self._changed.notify_all()
+            if not self._has_thread:
+                self._has_thread = True
                 threading.Thread(target=self._work, name="tracking", daemon=True).start()
 
     @property
@@ -75,14 +79,18 @@ class BackgroundTracking:
         return len(self._waiting) >= self._capacity
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                if not self._waiting:
-                    self._is_working = False
-                    self._changed.notify_all()
-                    return
-                call = self._waiting.popleft()
+        while (call := self._next()) is not None:
             call()
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._changed:
+            self._is_busy = False
+            self._changed.notify_all()
+            if not self._changed.wait_for(lambda: self._waiting, self._linger_s):
+                self._has_thread = False
+                return None
+            self._is_busy = True
+            return self._waiting.popleft()
 
 
 class _QueuedTracker:

@@ -47,8 +47,8 @@ def gate() -> Iterator[threading.Event]:
     gate.set()
 
 
-def _start(tracker: Tracker, **options: int) -> tuple[BackgroundTracking, Tracker]:
-    background = BackgroundTracking(lambda spec, output: tracker, **options)
+def _start(tracker: Tracker, **options: float) -> tuple[BackgroundTracking, Tracker]:
+    background = BackgroundTracking(lambda spec, output: tracker, **options)  # type: ignore[arg-type]
     return background, background.start(SPEC, Path())
 
 
@@ -61,7 +61,19 @@ def test_calls_are_carried_out_in_order() -> None:
     tracker.close(0)
     assert background.drain(10.0)
     assert calls == [1, ["sheet"], 2, "closed 0"]
-    assert not [thread for thread in threading.enumerate() if thread.name == "tracking"], "only while there is work"
+
+
+def test_there_is_a_thread_only_while_there_is_work() -> None:
+    calls: list[Any] = []
+    background, tracker = _start(Recorder(calls), linger_s=0.0)
+    for step in range(3):
+        tracker.log(step, {})
+        assert background.drain(10.0)
+        for thread in threading.enumerate():
+            if thread.name == "tracking":
+                thread.join(10.0)
+                assert not thread.is_alive()
+    assert calls == [0, 1, 2]
 
 
 def test_a_tracker_that_hangs_is_not_waited_for(gate: threading.Event, caplog: pytest.LogCaptureFixture) -> None:
