@@ -39,7 +39,7 @@ class PlacedSolid:
 # Half the extent along z of each shape at scale 1: what stands on something rests on it.
 HALF_HEIGHT = {"sphere": 0.70, "cube": 0.55, "cylinder": 0.66, "cone": 0.66, "torus": 0.24, "diamond": 0.86}
 STACKED_TOP_SCALE, STACKED_BASE_SCALE = 0.62, 0.66
-NUM_BANDS = 5  # stripes are horizontal bands, and eight sectors on a torus
+NUM_BANDS = 5  # stripes are horizontal bands, and quarters of a torus
 
 
 def place(description: Description, scale: float = 1.0) -> tuple[PlacedSolid, ...]:
@@ -158,6 +158,6 @@ def _albedo(
 
 def _in_second_stripe(solid: PlacedSolid, points: Float[Tensor, "v 3 n"]) -> Tensor:
     if solid.shape == "torus":
-        return (torch.atan2(points[:, 1], points[:, 0]) / (torch.pi / 4)).floor() % 2 == 1
+        return (points[:, 0] * points[:, 1]) < 0
     half = HALF_HEIGHT[solid.shape] * solid.scale
     return ((points[:, 2] - solid.height + half) / (2 * half) * NUM_BANDS).floor() % 2 == 1

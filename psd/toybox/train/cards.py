@@ -17,7 +17,7 @@ _ABOUT = {
         "A multi-view latent diffusion model in MVDream's form: `UNet2DConditionModel` (64, 128) with camera "
         "projection and self-attention across four views, v-prediction on Stable Diffusion's noise schedule; "
         "`AutoencoderTiny` (f = 4, 8 channels); a CLIP text encoder (2 layers, width 96) trained with the UNet. "
-        "AdamW, 32 views a step, two phases (`prior.PHASES`), averaged weights; "
+        "AdamW, 32 views a step, four phases (`prior.PHASES`), averaged weights; "
         "captions lose the object in 12 % and the background in 10 % of the steps."
     ),
     "classifier": (

@@ -90,10 +90,12 @@ class Phase:
     kind_weights: Mapping[str, float]  # how often a kind of scene is drawn
 
 
-# Stripes of two similar colours are learnt last, so the second phase shows more of them.
+# Stripes of two similar colours are learnt last, so the later phases show more of them.
 PHASES = (
     Phase(minutes=48, learning_rate=8e-4, final=0.4, kind_weights={"plain": 0.40, "striped": 0.25, "stacked": 0.35}),
     Phase(minutes=27, learning_rate=5e-4, final=0.01, kind_weights={"plain": 0.20, "striped": 0.50, "stacked": 0.30}),
+    Phase(minutes=25, learning_rate=5e-4, final=0.01, kind_weights={"plain": 0.20, "striped": 0.50, "stacked": 0.30}),
+    Phase(minutes=18, learning_rate=4e-4, final=0.01, kind_weights={"plain": 0.20, "striped": 0.50, "stacked": 0.30}),
 )
 
 

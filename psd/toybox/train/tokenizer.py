@@ -30,7 +30,8 @@ def build() -> CLIPTokenizer:
     )
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(left + right for left, right in merges), START, END]
+    merged = sorted({left + right for left, right in merges})  # their order differs between processes where counts tie
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *merged, START, END]
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
         (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary))

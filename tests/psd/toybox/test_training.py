@@ -70,6 +70,13 @@ def test_every_word_is_one_token_and_foreign_words_are_not_lost() -> None:
     assert len(words(longest).input_ids) <= tokenizer.MAX_TOKENS
 
 
+def test_token_numbers_do_not_depend_on_the_order_of_merges() -> None:
+    vocabulary = tokenizer.build().get_vocab()
+    merged = sorted((number, token) for token, number in vocabulary.items() if number >= 512 and "<|" not in token)
+    assert [token for _, token in merged] == sorted(token for _, token in merged)
+    assert "torus</w>" in vocabulary
+
+
 def test_captions_drop_their_parts_at_the_stated_rates() -> None:
     rng = random.Random(0)
     description = parse("a blue and red striped cube")
