@@ -9,12 +9,11 @@ import torch
 from diffusers import AutoencoderTiny, DDIMScheduler
 from jaxtyping import Float
 from torch import Tensor
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPTokenizer
 
 from psd.priors.multiview import MultiviewPrior
 from psd.toybox.grammar import BACKGROUNDS, held_out
 from psd.toybox.oracle import Oracle
-from psd.toybox.train import tokenizer
 from psd.toybox.train.data import CAMERAS, Scenes, cached_scenes
 from psd.toybox.train.preferences import PairSampler
 from psd.toybox.train.prior import encode
@@ -38,7 +37,8 @@ def measure(checkpoints: Path, work: Path) -> Figures:
     }
     for name in ("reward", "judge"):
         model = CLIPModel.from_pretrained(checkpoints / name).float().eval()
-        figures[name] = {"pair_accuracy": accuracy(model, tokenizer.build(), pairs)}
+        words = CLIPTokenizer.from_pretrained(checkpoints / name)
+        figures[name] = {"pair_accuracy": accuracy(model, words, pairs)}
     return figures
 
 
