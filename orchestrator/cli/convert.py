@@ -9,12 +9,14 @@ from rich.console import Console
 from orchestrator.errors import UserError
 
 CONVERTIBLE = {
-    "mvdream": "sd-v2.1-base-4view.pt, for priors of kind multiview",
-    "hpsv2": "HPS_v2.1_compressed.pt, for rewards of kind hpsv2",
+    "mvdream": "sd-v2.1-base-4view.pt",
+    "hpsv2": "HPS_v2.1_compressed.pt",
+    "imagereward": "ImageReward.pt",
+    "reward3d": "Reward3D_Scorer.pt or Reward3D_CrossViewFusion.pt",
 }
 
 
-def convert_command(model: str, checkpoint: Path, out: Path, tokenizer: Path | None, base: str | None) -> int:
+def convert_command(model: str, checkpoint: Path, out: Path, tokenizer: str | None, base: str | None) -> int:
     from orchestrator.psd_objective.conversions import convert
 
     try:

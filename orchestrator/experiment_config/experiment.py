@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.experiment_config.cameras import CamerasConfig
 from orchestrator.experiment_config.distillation import DistillationConfig
 from orchestrator.experiment_config.priors import PriorConfig
-from orchestrator.experiment_config.rewards import RewardConfig
+from orchestrator.experiment_config.rewards import RewardConfig, is_differentiable, views_together
 from orchestrator.experiment_config.scenes import (
     BackgroundConfig,
     FlatBackgroundConfig,
@@ -63,6 +63,7 @@ class ExperimentConfig:
             raise ConfigError("rewards.train", "is missing; it is the reward that preference guidance listens to")
         if isinstance(self.scene, ImageConfig):
             self._check_2d(self.scene)
+        self._check_rewards()
         if self.evaluation.num_views % self.cameras.group_size:
             size, views = self.cameras.group_size, self.evaluation.num_views
             raise ConfigError("evaluation.num_views", f"must be a multiple of cameras.group_size ({size}); got {views}")
@@ -91,6 +92,17 @@ class ExperimentConfig:
         geometry = () if isinstance(self.scene, ImageConfig) else ("agreement", "floaters", "fog")
         names = [*self.curve_metrics, *geometry]
         return {name: f"eval/{name}" for name in names} | {"seconds": "seconds"}
+
+    def _check_rewards(self) -> None:
+        size = self.cameras.group_size
+        for name, reward in self.rewards.items():
+            if (views := views_together(reward)) not in (1, size):
+                message = f"judges {views} views together, those of a camera group; set cameras.group_size to {views}"
+                raise ConfigError(f"rewards.{name}", f"{message}, got {size}")
+        negative = self.distillation.negative_embedding
+        if negative.enabled and negative.objective == "reward_ascent" and not is_differentiable(self.rewards["train"]):
+            message = "cannot be differentiated, which negative_embedding.objective reward_ascent needs"
+            raise ConfigError("rewards.train", f"{message}; use implicit_reward")
 
     def _check_2d(self, scene: ImageConfig) -> None:
         """A picture has no sides, and nothing shows behind it."""

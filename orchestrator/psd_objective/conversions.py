@@ -10,9 +10,14 @@ from pathlib import Path
 from psd.checkpoint_files import check_folder, find_folder
 from psd.priors.mvdream import convert_mvdream
 from psd.rewards.hpsv2 import convert_hpsv2
+from psd.rewards.image_reward import convert_image_reward
+from psd.rewards.reward3d import convert_reward3d
+
+_CLIP = "CLIP's, for example laion/CLIP-ViT-H-14-laion2B-s32B-b79K or a Stable Diffusion checkpoint's tokenizer/"
+_BERT = "BERT's, for example google-bert/bert-base-uncased"
 
 
-def convert(model: str, checkpoint: Path, out: Path, tokenizer: Path | None, base: str | None) -> None:
+def convert(model: str, checkpoint: Path, out: Path, tokenizer: str | None, base: str | None) -> None:
     """Writes the folder whole or not at all.
 
     Raises:
@@ -20,7 +25,7 @@ def convert(model: str, checkpoint: Path, out: Path, tokenizer: Path | None, bas
     """
     match model:
         case "hpsv2":
-            words = _needed(tokenizer, "CLIP's, for example that of PickScore or of any Stable Diffusion checkpoint")
+            words = _needed(tokenizer, _CLIP)
             _write(out, lambda folder: convert_hpsv2(checkpoint, folder, words))
         case "mvdream":
             if base is None:
@@ -28,16 +33,23 @@ def convert(model: str, checkpoint: Path, out: Path, tokenizer: Path | None, bas
             folder = find_folder(base)
             check_folder(folder, kind="Stable Diffusion 2.1")
             _write(out, lambda converted: convert_mvdream(checkpoint, converted, folder))
+        case "imagereward":
+            words = _needed(tokenizer, _BERT)
+            _write(out, lambda folder: convert_image_reward(checkpoint, folder, words))
+        case "reward3d":
+            words = _needed(tokenizer, _BERT)
+            _write(out, lambda folder: convert_reward3d(checkpoint, folder, words))
         case _:
             raise AssertionError(model)
 
 
-def _needed(tokenizer: Path | None, whose: str) -> Path:
+def _needed(tokenizer: str | None, whose: str) -> Path:
     if tokenizer is None:
         raise ValueError(f"the checkpoint has no tokenizer; give --tokenizer FOLDER, {whose}")
-    if not (tokenizer / "tokenizer_config.json").is_file():
+    folder = find_folder(tokenizer)
+    if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"--tokenizer {tokenizer} holds no tokenizer_config.json; give {whose}")
-    return tokenizer
+    return folder
 
 
 def _write(out: Path, write: Callable[[Path], None]) -> None:

@@ -14,16 +14,18 @@ import torch
 import transformers
 
 from orchestrator.experiment_config.experiment import ExperimentConfig, experiment
+from orchestrator.experiment_config.rewards import SingleRewardConfig
 from orchestrator.heartbeat import beat
 from orchestrator.objective import Progress
 from orchestrator.psd_objective.distillation import build_distillation
 from orchestrator.psd_objective.evaluator import Evaluator
-from orchestrator.psd_objective.models import build_oracle, build_prior, build_reward
+from orchestrator.psd_objective.models import build_oracle, build_prior, build_reward, load_reward
 from orchestrator.psd_objective.remedies import with_remedies
 from orchestrator.psd_objective.scenes import build_background, build_cameras, build_scene
 from orchestrator.trial import RunSpec
 from psd.optimization import Optimization
 from psd.prompts import PromptEncoder
+from psd.rewards.base import Reward
 
 T = TypeVar("T")
 
@@ -51,7 +53,7 @@ class PsdObjective:
             partial(build_prior, config.prior, config.cameras.group_size, self._device),
         )
         rewards = {
-            TRAIN_REWARD if name == "train" else name: self._load(reward, partial(build_reward, reward, self._device))
+            TRAIN_REWARD if name == "train" else name: build_reward(reward, self._load_reward)
             for name, reward in config.rewards.items()
         }
         path = config.evaluation.oracle
@@ -79,6 +81,9 @@ class PsdObjective:
         if resume_from is not None:
             run.load(resume_from)
         return run
+
+    def _load_reward(self, config: SingleRewardConfig) -> Reward:
+        return self._load(config, partial(load_reward, config, self._device))
 
     def _load(self, key: Hashable, make: Callable[[], T]) -> T:
         if key not in self._loaded:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
-from psd.checkpoint_files import check_folder, check_weights, load_model, read_json
+from psd.checkpoint_files import check_weights, load_model
 from psd.rewards.base import check_groups
 from psd.rewards.preprocessing import Preprocessing
 from psd.rewards.prompt_tokens import PromptTokens
+from psd.rewards.reward_folder import check_reward_folder
 
-CLIP_KIND = "CLIP reward (a transformers folder: config.json, model.safetensors, tokenizer, preprocessor_config.json)"
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class ClipPreferenceReward:
@@ -45,20 +46,25 @@ class ClipPreferenceReward:
         cls,
         folder: str | os.PathLike[str],
         *,
+        processor: str | os.PathLike[str] | None = None,
         scaled: bool = True,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> ClipPreferenceReward:
-        """Loads safetensors from a local folder; never from the network.
+        """Loads safetensors from a local folder; never from the network. ``processor`` is a folder with the tokenizer
+        and the preprocessing, where the model's own has none (PickScore's).
 
         Raises:
             ValueError: the folder, a file in it or its weights are missing or damaged, or it holds another kind of
                 model.
         """
-        root = Path(folder)
-        model, preprocessing = load_clip(root, dtype)
-        read_json(root / "tokenizer_config.json", kind=CLIP_KIND)
-        tokenizer = CLIPTokenizer.from_pretrained(root, local_files_only=True)
+        root, words = Path(folder), Path(processor or folder)
+        check_reward_folder(root, "CLIPModel", processor=words)
+        model = load_transformers(CLIPModel, root, dtype)
+        preprocessing = Preprocessing.from_json(words / "preprocessor_config.json")
+        tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
+        if len(tokenizer) > (known := model.config.text_config.vocab_size):
+            raise ValueError(f"the tokenizer in {words} has {len(tokenizer)} tokens, the model in {root} only {known}")
         return cls(model.to(device), tokenizer, preprocessing, scaled=scaled)
 
     def __call__(self, rgb: Float[Tensor, "b 3 h w"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
@@ -78,20 +84,14 @@ class ClipPreferenceReward:
         return self._text_features[prompt]
 
 
-def load_clip(root: Path, dtype: torch.dtype) -> tuple[CLIPModel, Preprocessing]:
-    """A ``CLIPModel`` and what its images go through, from a local folder with safetensors.
+def load_transformers(model_class: type[Model], root: Path, dtype: torch.dtype) -> Model:
+    """A model of transformers from a local folder with safetensors, all of its parameters filled.
 
     Raises:
-        ValueError: the folder, a file in it or its weights are missing or damaged, or it holds another kind of model.
+        ValueError: weights are missing, damaged, or another model's.
     """
-    check_folder(root, kind=CLIP_KIND)
-    architectures = read_json(root / "config.json", kind=CLIP_KIND).get("architectures") or [None]
-    if architectures[0] != "CLIPModel":
-        raise ValueError(f"{root} holds a {architectures[0]}; a CLIP reward needs a CLIPModel")
-    preprocessing = Preprocessing.from_json(root / "preprocessor_config.json", kind=CLIP_KIND)
-    check_weights(root, "model.safetensors")
-    load: Any = CLIPModel.from_pretrained
-    model = load_model(
-        lambda: load(root, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=dtype), root
-    )
-    return model, preprocessing
+    variant = check_weights(root, "model.safetensors")
+    load: Any = model_class.from_pretrained  # type: ignore[attr-defined]
+    options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    model: Model = load_model(lambda: load(root, variant=variant, dtype=dtype, **options), root)
+    return model

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,13 +34,13 @@ class Preprocessing:
     squash: bool = False
 
     @classmethod
-    def from_json(cls, path: Path, *, kind: str) -> Preprocessing:
+    def from_json(cls, path: Path) -> Preprocessing:
         """Reads a ``preprocessor_config.json``.
 
         Raises:
             ValueError: the file is missing, or asks for something that is not done here.
         """
-        config = read_json(path, kind=kind)
+        config = read_json(path, kind="reward")
         if off := [flag for flag in _FLAGS if config.get(flag) is False]:
             raise ValueError(
                 f"{path}: {off[0]} is off; only processors that resize, rescale and normalise are supported"
@@ -78,7 +79,9 @@ class Preprocessing:
         return rgb
 
     def _normalized(self, rgb: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        return (rgb - rgb.new_tensor(self.mean)[:, None, None]) / rgb.new_tensor(self.std)[:, None, None]
+        """Channel by channel, with plain numbers: tensors would be copied to the device in every step."""
+        channels = zip(rgb.unbind(1), self.mean, self.std, strict=True)
+        return torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=1)
 
     def to_json(self) -> dict[str, Any]:
         """The ``preprocessor_config.json`` of this, for converted checkpoints. Its processor crops."""

@@ -17,30 +17,37 @@ Tokenizer: TypeAlias = CLIPTokenizer | BertTokenizer
 class PromptTokens:
     """Token ids and their mask, padded to the longest prompt of a batch.
 
-    A prompt that is too long loses its end, and is warned about once.
+    A prompt that is too long loses its end, and is warned about once. Tokens stay on the device.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
         self._tokenizer = tokenizer
         self._max_tokens = min(max_tokens, int(tokenizer.model_max_length))
+        self._known: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
         self._warned: set[str] = set()
 
     def __call__(
         self, prompts: Sequence[str], device: torch.device
     ) -> tuple[Int[Tensor, "b tokens"], Int[Tensor, "b tokens"]]:
-        for prompt in sorted(set(prompts) - self._warned):
-            if overflow := self.overflow(prompt):
-                self._warned.add(prompt)
-                warnings.warn(
-                    f"the reward's text encoder does not see the end of {prompt!r}: {overflow!r}", stacklevel=3
-                )
-        tokens = self._tokenizer(
-            list(prompts), padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
-        )
-        return tokens.input_ids.to(device), tokens.attention_mask.to(device)
+        key = (str(device), *prompts)
+        if key not in self._known:
+            self._warn(set(prompts))
+            tokens = self._tokenizer(
+                list(prompts), padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
+            )
+            self._known[key] = tokens.input_ids.to(device), tokens.attention_mask.to(device)
+        return self._known[key]
 
     def overflow(self, prompt: str) -> str:
         """The end of a prompt that the text encoder has no room for; empty where all of it fits."""
         room = self._max_tokens - self._tokenizer.num_special_tokens_to_add()
         words = self._tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
         return str(self._tokenizer.decode(words[room:])) if len(words) > room else ""
+
+    def _warn(self, prompts: set[str]) -> None:
+        for prompt in sorted(prompts - self._warned):
+            if overflow := self.overflow(prompt):
+                self._warned.add(prompt)
+                warnings.warn(
+                    f"the reward's text encoder does not see the end of {prompt!r}: {overflow!r}", stacklevel=5
+                )

@@ -32,6 +32,11 @@ PRIOR = {
     "tokenizer/tokenizer_config.json": {},
     "tokenizer/tokenizer.json": {},
 }
+REWARD = {
+    "config.json": {"architectures": ["CLIPModel"]},
+    "preprocessor_config.json": {},
+    "tokenizer_config.json": {},
+}
 _HEADER = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
 ONE_NUMBER = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(4)
 
@@ -51,6 +56,8 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     """A prior and a reward whose files are all there, with weights of one number each."""
     for name, content in PRIOR.items():
         _write(tmp_path / "prior" / name, json.dumps(content).encode())
+    for name, content in REWARD.items():
+        _write(tmp_path / "reward" / name, json.dumps(content).encode())
     for name in [*(f"prior/{weights}" for weights in WEIGHTS), "reward/model.safetensors"]:
         _write(tmp_path / name, ONE_NUMBER)
     return tmp_path / "prior", tmp_path / "reward"
@@ -71,6 +78,62 @@ def test_a_reward_without_weights_is_told(folders: tuple[Path, Path]) -> None:
     (folders[1] / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"rewards.train.path: .*has no weights: model.safetensors is missing"):
         check_inputs(_experiment(*map(str, folders)), ["a red cube"])
+
+
+def _rewards(prior: Path, **rewards: Any) -> ExperimentConfig:
+    return experiment({"prior": {"kind": "multiview", "path": str(prior)}, "rewards": rewards})
+
+
+@pytest.mark.parametrize("file", [*REWARD])
+def test_a_reward_without_its_files_is_told(folders: tuple[Path, Path], file: str) -> None:
+    (folders[1] / file).unlink()
+    with pytest.raises(ConfigError, match=f"rewards.train.path: .*reward is no CLIP reward .*: {file} is missing"):
+        check_inputs(_experiment(*map(str, folders)), ["a red cube"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "needed"),
+    [
+        ("image_reward", "ImageReward"),
+        ("blip_vqa", "BlipForQuestionAnswering"),
+        ("reward3d", "Reward3D"),
+        ("clip_score", ""),
+    ],
+)
+def test_each_kind_takes_its_own_checkpoints(folders: tuple[Path, Path], kind: str, needed: str) -> None:
+    settings = _rewards(folders[0], train={"kind": kind, "path": str(folders[1])})
+    if not needed:
+        check_inputs(settings, ["a red cube"])
+        return
+    with pytest.raises(ConfigError, match=f"rewards.train.path: .* holds a CLIPModel; this reward needs a {needed}"):
+        check_inputs(settings, ["a red cube"])
+
+
+def test_members_heads_and_processors_are_looked_at_too(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    clip = {"kind": "clip_preference", "path": str(folders[1])}
+    (folders[1] / "tokenizer_config.json").unlink()
+    aesthetic = {"kind": "aesthetic", "path": str(folders[1]), "head": str(tmp_path / "head.pth")}
+    with pytest.raises(ConfigError, match=r"rewards.train.members.nice.reward.head: there is no file .*head\.pth"):
+        check_inputs(
+            _rewards(folders[0], train={"kind": "ensemble", "members": {"nice": {"reward": aesthetic}}}), ["a red cube"]
+        )
+    with pytest.raises(ConfigError, match=r"rewards.train.processor: no processor .* at .*nowhere"):
+        check_inputs(_rewards(folders[0], train={**clip, "processor": str(tmp_path / "nowhere")}), ["a red cube"])
+
+
+def test_a_function_that_nobody_offers_is_told(folders: tuple[Path, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"rewards.train.name: no installed package offers a reward function 'mine'"):
+        check_inputs(_rewards(folders[0], train={"kind": "function", "name": "mine"}), ["a red cube"])
+
+
+def test_published_rewards_come_with_the_commands_that_fetch_them(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    train = {"kind": "clip_score", "path": "checkpoints/hpsv2.1"}
+    with pytest.raises(ConfigError) as raised:
+        check_inputs(_rewards(folders[0], train=train), ["a red cube"])
+    lines = str(raised.value).splitlines()
+    assert any("HPSv2.1: xswu/HPSv2, 2 GB" in line for line in lines)
+    assert any("hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K" in line for line in lines)
+    assert lines[-1].strip().startswith("psd convert hpsv2 downloads/HPS_v2.1_compressed.pt checkpoints/hpsv2.1")
 
 
 def test_a_folder_that_is_not_there_is_told(folders: tuple[Path, Path], tmp_path: Path) -> None:

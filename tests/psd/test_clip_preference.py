@@ -33,7 +33,7 @@ def test_score_is_clips_logit(folder: Path, generator: torch.Generator) -> None:
     rgb = torch.rand(3, 3, 16, 16, generator=generator)
     scores = ClipPreferenceReward.from_pretrained(folder)(rgb, PROMPTS)
     model = CLIPModel.from_pretrained(folder)
-    preprocessing = Preprocessing.from_json(folder / "preprocessor_config.json", kind="reward")
+    preprocessing = Preprocessing.from_json(folder / "preprocessor_config.json")
     tokens = make_tokenizer()(PROMPTS, padding=True, return_tensors="pt")
     logits = model(pixel_values=preprocessing(rgb), **tokens).logits_per_image
     torch.testing.assert_close(scores, logits.diagonal())
@@ -83,7 +83,7 @@ def test_missing_weights_and_folder(broken: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("config.json", {"architectures": ["BlipModel"]}, "holds a BlipModel; a CLIP reward needs a CLIPModel"),
+        ("config.json", {"architectures": ["BlipModel"]}, "holds a BlipModel; this reward needs a CLIPModel"),
         ("preprocessor_config.json", {"resample": 0}, "needs a size and resample 2 or 3, and square images in the end"),
     ],
 )

@@ -11,14 +11,14 @@ from psd.rewards.clip_preference import ClipPreferenceReward
 from psd.rewards.hpsv2 import convert_hpsv2
 from psd.rewards.preprocessing import Preprocessing
 from tests.psd.checkpoints import make_tokenizer
-from tests.psd.published_rewards import open_clip_cosine, open_clip_state, save_clip_tokenizer
+from tests.psd.published_rewards import open_clip_cosine, open_clip_state, save_tokenizer
 
 PROMPTS = ["red cube", "blue cube", "a longer red cube"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_clip_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"), make_tokenizer())
 
 
 @pytest.fixture

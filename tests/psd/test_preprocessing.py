@@ -33,7 +33,7 @@ def test_equals_the_models_processor(processor: Any, size: tuple[int, int], tmp_
     images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
     expected = processor([Image.fromarray(image) for image in images], return_tensors="pt").pixel_values
     rgb = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
-    actual = Preprocessing.from_json(tmp_path / "preprocessor_config.json", kind="reward")(rgb)
+    actual = Preprocessing.from_json(tmp_path / "preprocessor_config.json")(rgb)
     assert actual.shape == expected.shape
     difference = (actual - expected).abs() * torch.tensor(CLIP_STD)[:, None, None]
     assert (difference < 1 / 255).float().mean() > 0.999
@@ -43,13 +43,13 @@ def test_equals_the_models_processor(processor: Any, size: tuple[int, int], tmp_
 def test_numbers_in_old_files_are_sides(tmp_path: Path) -> None:
     old = {"size": 224, "crop_size": 224, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": True}
     (tmp_path / "p.json").write_text(json.dumps(old))
-    assert Preprocessing.from_json(tmp_path / "p.json", kind="reward").image_size == 224
+    assert Preprocessing.from_json(tmp_path / "p.json").image_size == 224
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     preprocessing = Preprocessing(image_size=32, shorter_side=40, mode="bilinear")
     (tmp_path / "p.json").write_text(json.dumps(preprocessing.to_json()))
-    assert Preprocessing.from_json(tmp_path / "p.json", kind="reward") == preprocessing
+    assert Preprocessing.from_json(tmp_path / "p.json") == preprocessing
 
 
 @pytest.mark.parametrize(
@@ -65,4 +65,4 @@ def test_processors_that_do_something_else_are_refused(change: dict[str, Any], m
     config = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (tmp_path / "p.json").write_text(json.dumps(config | change))
     with pytest.raises(ValueError, match=message):
-        Preprocessing.from_json(tmp_path / "p.json", kind="reward")
+        Preprocessing.from_json(tmp_path / "p.json")
