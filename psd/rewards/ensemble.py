@@ -17,7 +17,7 @@ from psd.rewards.base import Reward, check_groups
 class EnsembleMember:
     """A reward, its weight, and the mean and spread by which its scores become comparable with the others'.
 
-    Both are given, not estimated along the way: see docs/decisions on ensembles.
+    Both are given, not estimated along the way: see docs/decisions/0010.
     """
 
     reward: Reward

@@ -14,7 +14,7 @@ import yaml
 
 from orchestrator.config import CONF, SweepConfig
 from orchestrator.experiment_config.experiment import ExperimentConfig
-from orchestrator.experiment_config.rewards import ClipPreferenceConfig
+from orchestrator.experiment_config.rewards import EnsembleMemberConfig, RewardConfig
 from orchestrator.experiment_config.schedules import CosineConfig, LinearConfig, PiecewiseConfig, ScheduleConfig
 from orchestrator.search_space import FloatDomain, IntDomain
 
@@ -49,8 +49,11 @@ def settings(schema: type, prefix: str = "") -> dict[str, str]:
         members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         parts = [member for member in members if is_dataclass(member) and isinstance(member, type)]
         if field.name == "rewards":
-            found |= settings(ClipPreferenceConfig, f"{key}.NAME.")
-        elif hint == ScheduleConfig or not parts:
+            for kind in get_args(RewardConfig):
+                found |= settings(kind, f"{key}.NAME.") | {f"{key}.NAME.kind": "required"}
+        elif field.name == "members":
+            found |= settings(EnsembleMemberConfig, f"{key}.MEMBER.")
+        elif field.name == "reward" or hint == ScheduleConfig or not parts:  # the settings of a reward again
             found[key] = default(field)
         else:
             for part in parts:

