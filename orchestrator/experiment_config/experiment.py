@@ -99,10 +99,12 @@ class ExperimentConfig:
             if (views := views_together(reward)) not in (1, size):
                 message = f"judges {views} views together, those of a camera group; set cameras.group_size to {views}"
                 raise ConfigError(f"rewards.{name}", f"{message}, got {size}")
-        negative = self.distillation.negative_embedding
-        if negative.enabled and negative.objective == "reward_ascent" and not is_differentiable(self.rewards["train"]):
-            message = "cannot be differentiated, which negative_embedding.objective reward_ascent needs"
-            raise ConfigError("rewards.train", f"{message}; use implicit_reward")
+        distillation = self.distillation
+        ascends = distillation.negative_embedding.enabled
+        ascends = ascends and distillation.negative_embedding.objective == "reward_ascent"
+        if (ascends or distillation.reward_gradient.enabled) and not is_differentiable(self.rewards["train"]):
+            needs = "negative_embedding.objective reward_ascent" if ascends else "distillation.reward_gradient"
+            raise ConfigError("rewards.train", f"is a function, which has no gradient; {needs} needs one")
 
     def _check_2d(self, scene: ImageConfig) -> None:
         """A picture has no sides, and nothing shows behind it."""

@@ -68,11 +68,15 @@ def test_four_views_together_need_groups_of_four(wrapped: bool) -> None:
         settings(train, cameras={"group_size": 2})
 
 
-def test_reward_ascent_needs_a_gradient() -> None:
-    ascent = {"negative_embedding": {"enabled": True, "objective": "reward_ascent"}}
-    settings(CLIP, distillation=ascent)
-    with pytest.raises(ConfigError, match=r"rewards\.train: cannot be differentiated"):
-        settings({"kind": "function", "name": "mine"}, distillation=ascent)
+@pytest.mark.parametrize(
+    "needs",
+    [{"negative_embedding": {"enabled": True, "objective": "reward_ascent"}}, {"reward_gradient": {"enabled": True}}],
+)
+def test_a_function_has_no_gradient(needs: dict[str, Any]) -> None:
+    settings(CLIP, distillation=needs)
+    settings({"kind": "function", "name": "mine"})
+    with pytest.raises(ConfigError, match=r"rewards\.train: is a function, which has no gradient; .*needs one"):
+        settings({"kind": "function", "name": "mine"}, distillation=needs)
 
 
 def test_an_ensembles_models_are_loaded_by_themselves() -> None:

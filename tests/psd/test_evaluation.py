@@ -76,6 +76,7 @@ def test_fog_is_the_translucency_of_what_is_visible() -> None:
 def test_held_out_views_are_scored_by_name() -> None:
     class Brightness:
         differentiable = True
+        group_size = 1
 
         def __call__(self, rgb: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
             assert list(prompts) == ["a red sphere"] * len(rgb)
