@@ -28,6 +28,7 @@ from orchestrator.trial import Event, Lease, RunFinished, RunProgressed, RunSpec
 from orchestrator.worker import WorkerSetup
 
 NAMES = tuple(f"x{i}" for i in range(5))
+SPACE = SearchSpace(domains={name: FloatDomain(low=0, high=1) for name in NAMES}, conditions={})
 METRIC = "eval/score"
 STARTUP_TRIALS = 6
 Values = dict[str, float]
@@ -80,6 +81,11 @@ class SleepingRun:
 
     def close(self) -> None:
         pass
+
+
+def _storage(folder: Path) -> str:
+    """What `psd sweep` uses where nothing else is said."""
+    return f"journal:///{folder}/study.journal"
 
 
 def _track_nothing(spec: RunSpec, output: Path) -> Tracker:
@@ -159,10 +165,7 @@ def measure_ours(folder: Path, num_trials: int, trial_s: float, slots: int) -> V
     sweep = _Sweep(folder, num_trials, trial_s)
     called_s, cpu_before_s = time.time(), time.process_time()
     study = OptunaStudy(
-        name="bench",
-        storage_url=f"sqlite:///{folder}/study.db",
-        space=_space(),
-        sampling=Sampling(kind="tpe", startup_trials=STARTUP_TRIALS),
+        name="bench", storage_url=_storage(folder), space=SPACE, sampling=Sampling(startup_trials=STARTUP_TRIALS)
     )
     pool = RayPool(sweep.setup, num_workers=slots)
     driver = sweep.driver(study, pool)
@@ -243,7 +246,7 @@ def _times(
 
 
 def measure_memory(folder: Path, num_trials: int, slots: int) -> Values:
-    """The driver's CPU time and memory over many trials that take no time, in Ray, with a study in SQLite.
+    """The driver's CPU time and memory over many trials that take no time, in Ray, with a study on the disk.
 
     The sampler is random: TPE's own model of ten thousand trials is none of the orchestrator's.
     """

@@ -377,7 +377,7 @@ def where_to_look(sweep: Sweep) -> list[tuple[str, str]]:
         ("renders", f"{output}/runs/*/contact_sheet.png, turntable.gif, mesh.glb"),
         ("table", f"{output}/trials.csv, {output}/best.yaml"),
     ]
-    storage = sweep.shown_storage if sweep.config.storage else f"sqlite:///{output}/study.db"
+    storage = sweep.shown_storage.removeprefix("journal:///") if sweep.config.storage else f"{output}/study.journal"
     lines.append(("study", f"{typed('optuna-dashboard')} {storage}"))
     folder = sweep.output / "wandb"
     if any(folder.glob("offline-run-*")):

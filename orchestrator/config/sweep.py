@@ -220,7 +220,7 @@ class Sweep:
 
     @property
     def storage_url(self) -> str:
-        return self.config.storage or f"sqlite:///{self.output.resolve() / 'study.db'}"
+        return self.config.storage or f"journal:///{self.output.resolve() / 'study.journal'}"
 
     @property
     def shown_storage(self) -> str:

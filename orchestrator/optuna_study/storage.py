@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +18,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy import NullPool, create_engine, event, text
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
+from orchestrator import durable
 from orchestrator.errors import StudyUnavailableError
 from orchestrator.storage_url import scrub, without_password
 
@@ -63,6 +66,14 @@ def answered(call: Callable[[], T]) -> T:
         if not _is_outage(error):
             raise
         raise StudyUnavailableError(f"the study does not answer ({_first_line(error)})") from None
+    except OSError as error:  # of a journal file: its disk is full, or its file system away
+        raise StudyUnavailableError(f"the study does not answer ({error})") from None
+
+
+def make_lasting(storage: BaseStorage) -> None:
+    """Have on the disk what a journal file was told; other storages see to that themselves."""
+    if isinstance(storage, JournalStorage) and isinstance(storage._backend, _JournalFile):
+        storage._backend.sync()
 
 
 @contextmanager
@@ -135,6 +146,30 @@ def _hasten(connection: Any, _record: object) -> None:
     cursor.close()
 
 
+class _JournalFile(JournalFileBackend):
+    """Optuna's, but the operating system has the lines at once and the disk at ``sync``: one wait a trial, not ten."""
+
+    def __init__(self, path: Path, lock: JournalFileOpenLock) -> None:
+        super().__init__(str(path), lock_obj=lock)
+        self._path, self._own_lock = path, lock
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """All of the lines, or on a full disk none."""
+        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        self._own_lock.acquire()
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                end = file.tell()
+                if file.write(text) < len(text):
+                    file.truncate(end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        finally:
+            self._own_lock.release()
+
+    def sync(self) -> None:
+        durable.sync(self._path)
+
+
 class _KernelLock(JournalFileOpenLock):
     """A lock that a killed process cannot leave behind, unlike Optuna's own, which block for half a minute then."""
 
@@ -161,17 +196,27 @@ def _open_journal(path: Path) -> BaseStorage:
         _drop_torn_line(path)
     finally:
         lock.release()
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+    return JournalStorage(_JournalFile(path, lock))
 
 
 def _drop_torn_line(path: Path) -> None:
-    """A last line without its end is of a write that was cut off; Optuna could not read past it."""
+    """Last lines that are damaged are of writes that a power was cut under; Optuna could not read past them."""
     if not path.exists():
         return
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
+    while whole and not _is_json(content[content.rfind(b"\n", 0, whole - 1) + 1 : whole]):
+        whole = content.rfind(b"\n", 0, whole - 1) + 1
     if whole < len(content):
         os.truncate(path, whole)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_outage(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.optuna_study.pruners import make_pruner
 from orchestrator.optuna_study.samplers import Sampling, make_sampler
-from orchestrator.optuna_study.storage import answered, exists, open_storage
+from orchestrator.optuna_study.storage import answered, exists, make_lasting, open_storage
 from orchestrator.pruning import NoPruning, Pruning
 from orchestrator.search_space import CategoricalDomain, Domain, FloatDomain, IntDomain, SearchSpace
 from orchestrator.study import Suggestion, TrialRecord
@@ -95,7 +95,9 @@ class OptunaStudy:
 
         def attempt() -> Suggestion:
             made = self._find(token) if again else None
-            return self._suggest_all(self._create(token) if made is None else made)
+            suggestion = self._suggest_all(self._create(token) if made is None else made)
+            make_lasting(self._storage)
+            return suggestion
 
         suggestion = answered(attempt)
         self._token = None

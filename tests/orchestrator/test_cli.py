@@ -215,7 +215,7 @@ def test_a_sweep_ends_with_a_table_and_goes_on_when_asked_for_more(
 ) -> None:
     assert run("sweep", sweep_file) == 0
     shown = capfd.readouterr().out
-    assert "optuna-dashboard sqlite:///outputs/tiny/study.db" in shown
+    assert "optuna-dashboard outputs/tiny/study.journal" in shown
     assert 'psd run "a red cube" distillation.guidance_scale=' in shown
     rows = read_table(Path("outputs/tiny/trials.csv"))
     assert [row["state"] for row in rows] == ["complete", "complete"]

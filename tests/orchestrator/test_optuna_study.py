@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import sqlite3
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna_dashboard._storage_url import get_storage
 
+from orchestrator.errors import StudyUnavailableError
 from orchestrator.optuna_study import OptunaStudy, Sampling
 from orchestrator.search_space import CategoricalDomain, Domain, FloatDomain, IntDomain, SearchSpace
 from orchestrator.study import unfinished
@@ -24,9 +29,9 @@ def _study(url: str | None, **changes: Any) -> OptunaStudy:
     return OptunaStudy(**{"name": "s", "storage_url": url, "space": space, **changes})
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "journal"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:
-    return None if request.param == "memory" else f"sqlite:///{tmp_path / 'study.db'}"
+    return None if request.param == "memory" else f"{request.param}:///{tmp_path / 'study'}"
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random"])
@@ -119,3 +124,60 @@ def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:
     _study(url)
     with pytest.raises(ValueError, match="would maximize; use another name"):
         _study(url, directions=["minimize"])
+
+
+def _journal(folder: Path) -> tuple[str, Path]:
+    return f"journal:///{folder / 'study.journal'}", folder / "study.journal"
+
+
+@pytest.mark.parametrize("torn", [b'{"op_code":4,"stu', b"\0\0\0\0", b'{"op_code"\n\0\0\n'])
+def test_a_journal_with_a_damaged_end_is_mended(tmp_path: Path, torn: bytes) -> None:
+    url, path = _journal(tmp_path)
+    asked = _study(url).ask()
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    again = _study(url)
+    assert [suggestion.params for suggestion in unfinished(again.records())] == [asked.params]
+    assert path.read_bytes().startswith(whole)
+    again.complete(asked.number, [1.0], {})
+    assert _study(url).records()[0].value == 1.0
+
+
+def test_a_journal_on_a_full_disk_is_an_outage_and_stays_whole(tmp_path: Path) -> None:
+    url, path = _journal(tmp_path)
+    study = _study(url)
+    asked = study.ask()
+    before, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))
+    try:
+        with pytest.raises(StudyUnavailableError, match="the study does not answer"):
+            study.complete(asked.number, [1.0], {"metrics": {"eval/judge": 1.0}})
+        assert path.read_bytes() == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    study.complete(asked.number, [1.0], {"metrics": {"eval/judge": 1.0}})
+    assert study.records()[0].attributes == {"metrics": {"eval/judge": 1.0}}
+    assert _study(url).records() == study.records()
+
+
+def test_a_journal_waits_for_the_disk_once_for_each_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = _study(_journal(tmp_path)[0])
+    num_waits = 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal num_waits
+        num_waits += 1
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for number in range(3):
+        study.ask()
+        study.complete(number, [1.0], {})
+    assert num_waits == 3
+
+
+def test_the_dashboard_reads_the_journal(tmp_path: Path) -> None:
+    url, path = _journal(tmp_path)
+    study = _study(url)
+    study.complete(study.ask().number, [2.5], {})
+    [summary] = optuna.get_all_study_summaries(get_storage(str(path)))
+    assert (summary.study_name, summary.n_trials, summary.best_trial.value) == ("s", 1, 2.5)
