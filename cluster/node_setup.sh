@@ -88,10 +88,14 @@ exec "$venv/bin/python" "\$@"
 EOF
 write "$psd/bin/psd" <<EOF
 #!/usr/bin/env bash
-# Written by cluster/node_setup.sh. On a node of a cluster, psd uses the cluster.
+# Written by cluster/node_setup.sh. On a node of a cluster, psd uses the cluster; from home, where \`ray exec\` and
+# \`ray attach\` start, it goes to where the outputs are.
+[ "\$PWD" != "\$HOME" ] || cd "$work"
 export RAY_ADDRESS="\${RAY_ADDRESS:-auto}"
 exec "$venv/bin/python" -m orchestrator.cli "\$@"
 EOF
+# So that commands are typed there as in a checkout. Another node may be faster, where the folder is shared.
+ln -sfn "$repository/sweeps" "$work/sweeps" || true
 chmod +x "$psd/bin/python" "$psd/bin/psd"
 
 # --- the first and the last line of ~/.bashrc: before it returns early, and after conda and others changed PATH ------

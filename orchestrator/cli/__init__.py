@@ -19,6 +19,7 @@ Text-to-3D by Preference Score Distillation, and sweeps over its settings.
   psd run "a red cube on a blue cylinder"           one object: mesh, turntable, contact sheet
   psd status outputs/cfg_scale                      how far it is, while it runs or after
   psd resume outputs/cfg_scale                      go on after Ctrl-C, a crash or a reboot
+  psd cluster check sweeps/cfg_scale.yaml           do the nodes of a cluster have what it takes?
   psd sync outputs/cfg_scale                        upload to W&B what it has not got yet
 """
 
@@ -74,6 +75,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from orchestrator.cli.sync import DEFAULT_FOLDER, sync_command
 
             return sync_command(arguments.folder or DEFAULT_FOLDER)
+        case "cluster":
+            from orchestrator.cli.cluster import cluster_check_command
+
+            return cluster_check_command(arguments.file, arguments.overrides)
         case _:
             from orchestrator.cli.doctor import doctor_command
 
@@ -124,6 +129,14 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     _add_convert(commands)
+    cluster = commands.add_parser("cluster", help="check a Ray cluster: versions, GPUs, storage, clocks, weights")
+    actions = cluster.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions")
+    check = actions.add_parser(
+        "check", help="ask every node of the cluster that RAY_ADDRESS names", epilog=_OVERRIDES, formatter_class=raw
+    )
+    check.add_argument("file", type=Path, metavar="FILE", help="the sweep to check for")
+    _add_overrides(check, "for example worker.gpus=1")
+
     commands.add_parser("doctor", help="check this machine: packages, devices, checkpoints, tracking")
     return parser
 

@@ -266,6 +266,7 @@ def test_a_node_runs_sweep_files_as_sweeps_and_python_as_python(node: dict[str, 
         assert told == f"python {command} in {work} as auto"
         assert _shell(node, "python x.py a", *options) == "python x.py a in / as"
         assert _shell(node, "psd status x", *options) == "python -m orchestrator.cli status x in / as auto"
+        assert _shell(node, "cd && psd status x", *options) == f"python -m orchestrator.cli status x in {work} as auto"
     assert _shell(node, "echo $RAY_AUTH_MODE $RAY_enable_autoscaler_v2 $PYTHONPATH") == f"token 0 {ROOT}"
 
 

@@ -1,0 +1,172 @@
+"""From bare hosts to a finished sweep, by the commands of docs/clusters.md, while things break.
+
+Three hosts in namespaces of this machine (hosts.py), each with its own sshd; `cluster/local.yaml` with nothing but its
+addresses edited; `ray up`; literally `ray submit cluster.yaml sweeps/cfg_scale.yaml`, with a few small trials.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from tests.cluster.hosts import Host, Hosts, edited, why_not
+
+ROOT = Path(__file__).parents[2]
+CHECKOUT = ("psd", "orchestrator", "sweeps", "cluster", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
+TRIALS = 8
+SMALL = (
+    f"trials={TRIALS}", "optimization.num_steps=24", "optimization.log_every=2", "checkpoint_every=4",
+    "evaluation.every=1000", "scene.resolution=16", "scene.coarse_resolution=8", "tracking.kind=none", "worker.cpus=2",
+)  # fmt: skip
+WORKER = "ray::Worker"
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(why_not() is not None, reason=f"hosts in namespaces: {why_not()}"),
+]
+
+
+class Laptop:
+    """Where the user sits: a checkout with a cluster.yaml."""
+
+    def __init__(self, hosts: Hosts, checkout: Path) -> None:
+        self._hosts = hosts
+        self._checkout = checkout
+        path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
+        self._env = {"PATH": path, "LANG": "C.UTF-8", "TERM": "dumb", "PYTHONWARNINGS": "ignore"}
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return self._hosts.on_laptop(*words, cwd=self._checkout, env=self._env)
+
+    def run(self, *words: str, timeout_s: float) -> str:
+        """What a command says; it must succeed."""
+        command = self.start(*words)
+        try:
+            said, _ = command.communicate(timeout=timeout_s)
+        finally:
+            if command.poll() is None:
+                os.killpg(command.pid, signal.SIGKILL)
+        assert command.returncode == 0, f"{' '.join(words)} ended with {command.returncode}:\n{said[-6000:]}"
+        return said
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    made = Hosts(tmp_path_factory.mktemp("hosts"), num_hosts=3)
+    for host in made.hosts:  # they have no way to a package index, but an environment with all that psd needs
+        (host.home / ".psd" / "host.sh").write_text(f"PSD_VENV={sys.prefix}\n")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def laptop(hosts: Hosts) -> Laptop:
+    """With a cluster that is up."""
+    checkout = hosts.folder / "checkout"
+    checkout.mkdir()
+    for name in CHECKOUT:
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, checkout / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {}))
+    config = edited((ROOT / "cluster" / "local.yaml").read_text(), [host.address for host in hosts.hosts])
+    (checkout / "cluster.yaml").write_text(config)
+    laptop = Laptop(hosts, checkout)
+    laptop.run("ray", "get-auth-token", "--generate", timeout_s=60)
+    laptop.run("ray", "up", "-y", "cluster.yaml", timeout_s=300)
+    _until(lambda: all(host.pids("raylet/raylet") for host in hosts.hosts), "a raylet on every host", 180)
+    return laptop
+
+
+def _until(condition: Callable[[], object], what: str, timeout_s: float) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"{what}: not within {timeout_s:.0f} s"
+        time.sleep(0.5)
+
+
+def _num_results(hosts: Hosts) -> int:
+    return len(list(hosts.shared.glob("outputs/cfg_scale/runs/*/result.json")))
+
+
+def _trials(hosts: Hosts) -> list[optuna.trial.FrozenTrial]:
+    url = f"sqlite:///{hosts.shared}/outputs/cfg_scale/study.db"
+    return optuna.load_study(study_name="cfg_scale", storage=url).get_trials()
+
+
+def _break_things(hosts: Hosts, sweep: subprocess.Popen[str]) -> set[str]:
+    """A killed worker, a killed raylet, a link that is cut and restored, each after another result; who worked."""
+    worked: set[str] = set()
+    _, second, third = hosts.hosts
+
+    def at(num_results: int) -> Callable[[], bool]:
+        def reached() -> bool:
+            assert sweep.poll() is None, f"the sweep ended too early:\n{(sweep.communicate()[0])[-6000:]}"
+            worked.update(host.name for host in hosts.hosts if host.pids(f"{WORKER}."))
+            return _num_results(hosts) >= num_results
+
+        return reached
+
+    _until(lambda: at(0)() and len(worked) == 3, "runs on all hosts", 180)
+    second.kill(WORKER)
+    _until(at(1), "a result", 120)
+    third.kill("raylet/raylet")
+    _until(at(2), "a result in spite of a lost node", 120)
+    second.link("down")
+    _until(at(4), "results in spite of a cut link", 120)
+    second.link("up")
+    return worked
+
+
+def test_a_sweep_survives_on_hosts_that_came_up_by_ray_up(laptop: Laptop, hosts: Hosts) -> None:
+    said = laptop.run("ray", "exec", "cluster.yaml", "psd cluster check sweeps/cfg_scale.yaml", timeout_s=180)
+    assert len(re.findall(r"^ok ", said, re.MULTILINE)) == 8, said
+    assert "3 of 3 answer" in said
+    assert "all nodes read and write the same output folder" in said
+
+    sweep = laptop.start("ray", "submit", "cluster.yaml", "sweeps/cfg_scale.yaml", "--", *SMALL)
+    try:
+        worked = _break_things(hosts, sweep)
+        said, _ = sweep.communicate(timeout=300)
+    finally:
+        if sweep.poll() is None:
+            os.killpg(sweep.pid, signal.SIGKILL)
+    assert sweep.returncode == 0, said[-6000:]
+    assert worked == {host.name for host in hosts.hosts}
+    assert "was lost" in said, "the broken things were seen"
+
+    trials = _trials(hosts)
+    assert [trial.number for trial in trials] == list(range(TRIALS))
+    for trial in trials:
+        assert trial.state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        assert trial.state is not TrialState.FAIL or trial.user_attrs["reason"]
+    assert sum(trial.state is TrialState.COMPLETE for trial in trials) >= TRIALS - 2
+    for trial in trials:
+        folder = hosts.shared / "outputs" / "cfg_scale" / "runs" / f"t{trial.number:04d}-p00-s0"
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        if trial.state is TrialState.COMPLETE:
+            assert [row["step"] for row in rows] == list(range(2, 25, 2)), "each step once, whoever computed it"
+
+    said = laptop.run("ray", "exec", "cluster.yaml", "psd status outputs/cfg_scale", timeout_s=120)
+    assert "cfg_scale: finished" in said
+
+
+def test_ray_down_leaves_no_head(laptop: Laptop, hosts: Hosts) -> None:
+    laptop.run("ray", "down", "-y", "cluster.yaml", timeout_s=120)
+    assert _head_processes(hosts.hosts[0]) == []
+
+
+def _head_processes(head: Host) -> list[int]:
+    return [*head.pids("gcs_server"), *head.pids("raylet/raylet")]
