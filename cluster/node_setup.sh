@@ -61,7 +61,10 @@ write() { # atomically: a shell may be reading it
 write "$psd/env.sh" <<EOF
 # Written by cluster/node_setup.sh, sourced by ~/.bashrc.
 export PATH="$psd/bin:$venv/bin:\$PATH"
-export PYTHONPATH="$repository\${PYTHONPATH:+:\$PYTHONPATH}"
+case ":\${PYTHONPATH:-}:" in
+*":$repository:"*) ;;
+*) export PYTHONPATH="$repository\${PYTHONPATH:+:\$PYTHONPATH}" ;;
+esac
 export PSD_WORK="$work"
 # Only nodes that hold the same ~/.ray/auth_token may join, and only those who hold it may run anything.
 export RAY_AUTH_MODE=token

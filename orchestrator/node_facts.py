@@ -9,7 +9,6 @@ import hashlib
 import platform
 import shutil
 import socket
-import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.devices import gpu_names
 from orchestrator.experiment_config.experiment import experiment
 from orchestrator.placement import Node, WorkerShape, room
 from orchestrator.psd_inputs import check_inputs
@@ -86,7 +86,7 @@ def gather(question: Question) -> NodeFacts:
         hostname=socket.gethostname(),
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         source=source_digest(),
-        gpus=_gpus(),
+        gpus=gpu_names(),
         sees_folder=sees_folder,
         storage_problem=storage_problem,
         inputs_problem=_inputs_problem(question),
@@ -193,8 +193,8 @@ def _storage(facts: Mapping[str, NodeFacts]) -> Conclusion:
         return Conclusion(
             subject="storage",
             level="note",
-            text=f"{_named(apart, len(facts))}: an output folder of its own; renders stay on the node that made them,"
-            " and so do checkpoints unless checkpoints.location is a URL; set PSD_WORK to a folder that all share",
+            text=f"{_named(apart, len(facts))} cannot see the driver's output folder: what runs make there, checkpoints"
+            " too, travels through the driver; a folder that all share is quicker with large ones (PSD_WORK)",
         )
     return Conclusion(subject="storage", level="ok", text="all nodes read and write the same output folder")
 
@@ -241,14 +241,6 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "missing"
-
-
-def _gpus() -> tuple[str, ...]:
-    if shutil.which("nvidia-smi") is None:
-        return ()
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    return tuple(done.stdout.splitlines()) if done.returncode == 0 else ()
 
 
 def _try_storage(folder: Path, token: str) -> tuple[bool, str]:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from orchestrator.devices import gpu_names
+
 PACKAGES = ("torch", "diffusers", "transformers", "nerfacc", "ray", "optuna", "wandb", "hydra-core")
 MIN_FREE_GB = 2.0
 
@@ -64,9 +66,14 @@ def _packages() -> Finding:
 
 
 def _devices() -> Finding:
-    from orchestrator.psd_objective.device import describe_device
-
-    return Finding(subject="devices", text=f"{os.cpu_count()} CPU cores, {describe_device()}")
+    names = gpu_names()
+    build = version("torch")
+    text = f"{os.cpu_count()} CPU cores, {', '.join(names) or 'no GPU'} (torch {build})"
+    if names and build.endswith("+cpu"):
+        return Finding(
+            subject="devices", text=f"{text}; this torch cannot use the GPU: pip install its CUDA build", ok=False
+        )
+    return Finding(subject="devices", text=text)
 
 
 def _built_in_world() -> Finding:

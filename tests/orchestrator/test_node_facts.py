@@ -53,7 +53,7 @@ def test_nodes_that_agree_are_fine() -> None:
         ({"source": "fedcba98765432"}, "source", "fail", "0123456789ab on a, b, fedcba987654 on c; run `ray up` again"),
         ({"gpus": ("NVIDIA L4",)}, "GPUs", "fail", "c has 1, Ray was told of 0; see --num-gpus of ray start"),
         ({"gpus": ("NVIDIA L4",), "gpus_of_ray": 1}, "GPUs", "ok", "1 x NVIDIA L4"),
-        ({"sees_folder": False}, "storage", "note", "c: an output folder of its own"),
+        ({"sees_folder": False}, "storage", "note", "c cannot see the driver's output folder"),
         ({"storage_problem": "/work cannot be used (read-only)"}, "storage", "fail", "c: /work cannot be used"),
         ({"skew_s": 61.0}, "clock", "fail", "c is 61 s ahead; switch NTP on there"),
         ({"skew_s": -9.0}, "clock", "fail", "c is 9 s behind"),
