@@ -3,7 +3,8 @@
 #
 #   PSD_WORK=/mnt/shared/psd bash ~/psd-sweeps/cluster/node_setup.sh
 #
-# PSD_WORK    where sweeps are started and their `outputs/` go: best a folder that all nodes share. ~/psd-work if unset.
+# PSD_WORK    where sweeps are started and their `outputs/` go; quickest is a folder that all nodes share. Without it,
+#             ~/psd-work, and what the nodes make reaches the head's through the driver.
 # PSD_VENV    a virtual environment to use in place of ~/.psd/venv. One that was made elsewhere is left as it is.
 # PSD_PYTHON  the Python 3.11 or 3.12 to make ~/.psd/venv with. The newest on the path if unset.
 #
