@@ -29,7 +29,9 @@ def inspect_cluster(question: Question, *, address: str, timeout_s: float = 120.
     try:
         nodes = cluster.alive_nodes()
         make = ray.remote(_Inspector)
-        actors: list[Any] = [make.options(num_cpus=0, scheduling_strategy=cluster.on_node(node)).remote() for node in nodes]
+        actors: list[Any] = [
+            make.options(num_cpus=0, scheduling_strategy=cluster.on_node(node)).remote() for node in nodes
+        ]
         calls = [actor.gather.remote(question) for actor in actors]
         answered, _ = ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
         answers = []

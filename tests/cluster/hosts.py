@@ -42,7 +42,9 @@ def why_not() -> str | None:
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     missing = [tool for tool in TOOLS if shutil.which(tool, path=path) is None]
     if missing:
-        return f"{', '.join(missing)} not installed; apt-get install iproute2 openssh-server openssh-client procps rsync"
+        return (
+            f"{', '.join(missing)} not installed; apt-get install iproute2 openssh-server openssh-client procps rsync"
+        )
     probe = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False)
     return None if probe.returncode == 0 else f"no namespaces here: {probe.stderr.decode().strip()}"
 
