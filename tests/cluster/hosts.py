@@ -134,17 +134,18 @@ class Hosts:
         words = ["ssh", "-i", str(self.key), *options, f"{USER}@{host.address}", f"bash -lic {shlex.quote(command)}"]
         return subprocess.run(words, capture_output=True, text=True, check=check, stdin=subprocess.DEVNULL).stdout
 
-    def on_laptop(self, *words: str, cwd: Path, env: Mapping[str, str]) -> subprocess.Popen[str]:
+    def on_laptop(self, *words: str, cwd: Path, env: Mapping[str, str], output: Path) -> subprocess.Popen[bytes]:
         """A command of the user's: with a home of their own, since ssh goes by /etc/passwd, and an own `/tmp/ray`."""
         script = (
             f"mkdir -p /tmp/ray; mount --bind {self.folder}/laptop-passwd /etc/passwd; "
             f'mount --bind {self.folder}/laptop-ray /tmp/ray; exec "$@"'
         )
-        return subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", script, "sh", *words],
-            cwd=cwd, env={**env, "HOME": str(self.laptop)}, text=True, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        with output.open("wb") as file:
+            return subprocess.Popen(
+                ["unshare", "--mount", "sh", "-c", script, "sh", *words],
+                cwd=cwd, env={**env, "HOME": str(self.laptop)}, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            )  # fmt: skip
 
     def _start(self, name: str, address: str) -> Host:
         folder = self.folder / name
@@ -164,11 +165,12 @@ class Hosts:
         (folder / "passwd").write_text(_passwd(folder / "home"))
         (folder / "start.sh").write_text(self._start_script(name, folder))
         words = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        process = subprocess.Popen(
-            ["ip", "netns", "exec", name, *words, "sh", str(folder / "start.sh")],
-            stdin=subprocess.DEVNULL, stdout=(folder / "sshd.log").open("wb"), stderr=subprocess.STDOUT,
-            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
-        )  # fmt: skip
+        with (folder / "sshd.log").open("wb") as log:
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", name, *words, "sh", str(folder / "start.sh")],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+            )  # fmt: skip
         return Host(name, address, folder, process)
 
     def _start_script(self, name: str, folder: Path) -> str:

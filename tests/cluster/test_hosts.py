@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import optuna
@@ -39,6 +39,33 @@ pytestmark = [
 ]
 
 
+class Command:
+    """One that the user has typed; what it says is in a file."""
+
+    def __init__(self, process: subprocess.Popen[bytes], words: Sequence[str], output: Path) -> None:
+        self.process = process
+        self._words = words
+        self._output = output
+
+    @property
+    def said(self) -> str:
+        return self._output.read_text(errors="replace")
+
+    def succeed(self, timeout_s: float) -> str:
+        try:
+            self.process.wait(timeout=timeout_s)
+        finally:
+            self.kill()
+        what = f"{' '.join(self._words)} ended with {self.process.returncode}"
+        assert self.process.returncode == 0, f"{what}:\n{self.said[-6000:]}"
+        return self.said
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(timeout=30)
+
+
 class Laptop:
     """Where the user sits: a checkout with a cluster.yaml."""
 
@@ -47,20 +74,17 @@ class Laptop:
         self._checkout = checkout
         path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
         self._env = {"PATH": path, "LANG": "C.UTF-8", "TERM": "dumb", "PYTHONWARNINGS": "ignore"}
+        self._num_commands = 0
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        return self._hosts.on_laptop(*words, cwd=self._checkout, env=self._env)
+    def start(self, *words: str) -> Command:
+        self._num_commands += 1
+        output = self._checkout.parent / f"command-{self._num_commands}.log"
+        process = self._hosts.on_laptop(*words, cwd=self._checkout, env=self._env, output=output)
+        return Command(process, words, output)
 
     def run(self, *words: str, timeout_s: float) -> str:
         """What a command says; it must succeed."""
-        command = self.start(*words)
-        try:
-            said, _ = command.communicate(timeout=timeout_s)
-        finally:
-            if command.poll() is None:
-                os.killpg(command.pid, signal.SIGKILL)
-        assert command.returncode == 0, f"{' '.join(words)} ended with {command.returncode}:\n{said[-6000:]}"
-        return said
+        return self.start(*words).succeed(timeout_s)
 
 
 @pytest.fixture(scope="module")
@@ -106,26 +130,26 @@ def _trials(hosts: Hosts) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="cfg_scale", storage=url).get_trials()
 
 
-def _break_things(hosts: Hosts, sweep: subprocess.Popen[str]) -> set[str]:
+def _break_things(hosts: Hosts, sweep: Command) -> set[str]:
     """A killed worker, a killed raylet, a link that is cut and restored, each after another result; who worked."""
     worked: set[str] = set()
     _, second, third = hosts.hosts
 
     def at(num_results: int) -> Callable[[], bool]:
         def reached() -> bool:
-            assert sweep.poll() is None, f"the sweep ended too early:\n{(sweep.communicate()[0])[-6000:]}"
+            assert sweep.process.poll() is None, f"the sweep ended too early:\n{sweep.said[-6000:]}"
             worked.update(host.name for host in hosts.hosts if host.pids(f"{WORKER}."))
             return _num_results(hosts) >= num_results
 
         return reached
 
-    _until(lambda: at(0)() and len(worked) == 3, "runs on all hosts", 180)
+    _until(lambda: at(0)() and len(worked) == 3, "runs on all hosts", 240)
     second.kill(WORKER)
-    _until(at(1), "a result", 120)
+    _until(at(1), "a result", 200)
     third.kill("raylet/raylet")
-    _until(at(2), "a result in spite of a lost node", 120)
+    _until(at(2), "a result in spite of a lost node", 200)
     second.link("down")
-    _until(at(4), "results in spite of a cut link", 120)
+    _until(at(4), "results in spite of a cut link", 200)
     second.link("up")
     return worked
 
@@ -139,11 +163,9 @@ def test_a_sweep_survives_on_hosts_that_came_up_by_ray_up(laptop: Laptop, hosts:
     sweep = laptop.start("ray", "submit", "cluster.yaml", "sweeps/cfg_scale.yaml", "--", *SMALL)
     try:
         worked = _break_things(hosts, sweep)
-        said, _ = sweep.communicate(timeout=300)
+        said = sweep.succeed(timeout_s=300)
     finally:
-        if sweep.poll() is None:
-            os.killpg(sweep.pid, signal.SIGKILL)
-    assert sweep.returncode == 0, said[-6000:]
+        sweep.kill()
     assert worked == {host.name for host in hosts.hosts}
     assert "was lost" in said, "the broken things were seen"
 
@@ -159,12 +181,12 @@ def test_a_sweep_survives_on_hosts_that_came_up_by_ray_up(laptop: Laptop, hosts:
         if trial.state is TrialState.COMPLETE:
             assert [row["step"] for row in rows] == list(range(2, 25, 2)), "each step once, whoever computed it"
 
-    said = laptop.run("ray", "exec", "cluster.yaml", "psd status outputs/cfg_scale", timeout_s=120)
+    said = laptop.run("ray", "exec", "cluster.yaml", "psd status outputs/cfg_scale", timeout_s=200)
     assert "cfg_scale: finished" in said
 
 
 def test_ray_down_leaves_no_head(laptop: Laptop, hosts: Hosts) -> None:
-    laptop.run("ray", "down", "-y", "cluster.yaml", timeout_s=120)
+    laptop.run("ray", "down", "-y", "cluster.yaml", timeout_s=200)
     assert _head_processes(hosts.hosts[0]) == []
 
 
