@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.paired import Pair, PairedDifference, paired_difference, survive_correction
 from orchestrator.run_folder import RunFolder
-from orchestrator.trial import Scalar
 
+EQUAL_CALLS_TOLERANCE = 0.15
 UNET_CALLS, WALL_S, CPU_S = "train/unet_calls", "cost/seconds_per_step", "cost/cpu_seconds_per_step"
 
 
@@ -28,7 +28,7 @@ class Variant:
 
     name: str
     what: str
-    settings: Mapping[str, Scalar] = field(default_factory=dict)  # by dotted key
+    settings: Mapping[str, Any] = field(default_factory=dict)  # keys dotted, nested or both
     stretch: int = 1  # so many times the steps, with all schedules stretched to fit
     equal_calls: tuple[str, ...] = ()  # baselines that call the UNet as often
 
@@ -125,6 +125,17 @@ def comparisons(variants: Sequence[Variant], baseline: str) -> list[Comparison]:
         matching = tuple(variant.name for variant in variants if name in variant.equal_calls)
         found.append(Comparison(title="Equal UNet calls", baseline=name, variants=matching))
     return found
+
+
+def with_equal_calls(variants: Sequence[Variant], results: Results, references: Sequence[str]) -> list[Variant]:
+    """The variants, each with those references as baselines whose runs call the UNet as often as its own do."""
+
+    def matching(variant: Variant) -> tuple[str, ...]:
+        own = results.mean(variant.name, UNET_CALLS)
+        calls = {name: results.mean(name, UNET_CALLS) for name in references if name != variant.name}
+        return tuple(name for name, others in calls.items() if abs(own / others - 1) <= EQUAL_CALLS_TOLERANCE)
+
+    return [dataclasses.replace(item, equal_calls=(*item.equal_calls, *matching(item))) for item in variants]
 
 
 def findings(results: Results, compared: Sequence[Comparison], measures: Sequence[Measure]) -> list[Finding]:

@@ -29,6 +29,7 @@ from benchmarks.comparison import (
     costs,
     findings,
 )
+from benchmarks.paired import Pair
 
 READING = "## Reading"
 LEGEND = """\
@@ -131,10 +132,7 @@ def markdown(report: Report, name: str) -> str:
     num_findings = len(report.findings)
     parts = [
         f"# {report.title}\n\n{report.introduction}",
-        _markdown_table(
-            ["variant", "what it is", "settings"],
-            [[f"`{item.name}`", item.what, _settings(item)] for item in report.variants],
-        ),
+        _markdown_table(*_variants_table(report)),
         f"## Means over {len(report.prompts)} prompts, {_seeds(report)}\n\n"
         + _markdown_table(*_means_table(report))
         + "\n\n"
@@ -147,6 +145,7 @@ def markdown(report: Report, name: str) -> str:
             + _markdown_table(*_differences_by_variant(report, comparison))
             for comparison in report.compared
         ),
+        *_over_optimisation(report),
         *([f"![Paired differences of every variant in every measure]({name}.png)"] if num_findings else []),
         f"## How it was made\n\n{_origin_list(report)}\n\nEvery run: [{name}.csv]({name}.csv). "
         f"Every difference, with both intervals: [{name}_differences.csv]({name}_differences.csv).",
@@ -225,9 +224,7 @@ def figure(report: Report) -> Figure:
 
 
 def _draw(panel: Axes, results: Results, finding: Finding, height: int) -> None:
-    treatment = results.values(finding.variant, finding.measure.key)
-    baseline = results.values(finding.comparison.baseline, finding.measure.key)
-    ticks = [value - baseline[pair] for pair, value in treatment.items() if pair in baseline]
+    ticks = list(_changes(results, finding.variant, finding.comparison.baseline, finding.measure.key).values())
     panel.plot(ticks, [height + 0.25] * len(ticks), "|", color="black", alpha=0.5, markersize=4)  # beside the interval
     estimate = finding.difference.over_pairs
     clear = finding.difference.is_clear
@@ -258,6 +255,37 @@ def _cell(finding: Finding, with_interval: bool) -> str:
     )
     counts = f"{difference.num_better}/{difference.num_worse}"
     return " ".join(part for part in (_signed(estimate.mean), interval, counts, mark * (1 + finding.survives)) if part)
+
+
+def _variants_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    if not any(item.what for item in report.variants):
+        return ["variant", "settings"], [[f"`{item.name}`", _settings(item)] for item in report.variants]
+    rows = [[f"`{item.name}`", item.what, _settings(item)] for item in report.variants]
+    return ["variant", "what it is", "settings"], rows
+
+
+def _over_optimisation(report: Report) -> list[str]:
+    """Whether the reward that is optimised rises where a held-out judge sees nothing, or the opposite."""
+    [comparison, *_] = [*report.compared, None]
+    keys = ("eval/reward", "eval/judge")
+    if comparison is None or not set(keys) <= {item.key for item in report.measures}:
+        return []
+    rows = []
+    for variant in comparison.variants:
+        changes = [_changes(report.results, variant, comparison.baseline, key) for key in keys]
+        pairs = changes[0].keys() & changes[1].keys()
+        if pairs:
+            only_reward = sum(changes[0][pair] > 0 > changes[1][pair] for pair in pairs)
+            only_judge = sum(changes[0][pair] < 0 < changes[1][pair] for pair in pairs)
+            rows.append([f"`{variant}`", str(len(pairs)), str(only_reward), str(only_judge)])
+    header = ["variant", "pairs", "reward up, judge down", "reward down, judge up"]
+    said = "The first of these is what over-optimising a reward looks like; chance gives both alike."
+    return [f"## Reward against judge: `{comparison.baseline}` to each\n\n{_markdown_table(header, rows)}\n\n{said}"]
+
+
+def _changes(results: Results, variant: str, baseline: str, key: str) -> dict[Pair, float]:
+    others = results.values(baseline, key)
+    return {pair: value - others[pair] for pair, value in results.values(variant, key).items() if pair in others}
 
 
 def _means_table(report: Report) -> tuple[list[str], list[list[str]]]:

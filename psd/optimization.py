@@ -96,14 +96,15 @@ class Optimization:
 
     def _step(self) -> StepReport:
         step = self.next_step
-        cameras = self._cameras(self._generator).to(self._device)
+        drawn = self._cameras(self._generator)
+        cameras = drawn.to(self._device)
         with phase("render"):
             # A picture paints its own background, so it is always the same one that the prior is told of.
             flat = self.scene.num_dimensions == 2
             background = self.background.fixed(cameras) if flat else self.background.sample(self._generator, cameras)
             render = self.scene.render(cameras, background.rgb)
             regularization = self.scene.regularization(render, step)
-        prompt = self._prompt_encoder(self._prompt, cameras, background.phrase)
+        prompt = self._prompt_encoder(self._prompt, drawn, background.phrase)  # looks at angles: on the CPU, no wait
         loss = self.distillation(render.rgb, prompt, None if flat else cameras, step, self._generator)
         terms = _finite(loss.terms | {name: value.detach() for name, value in regularization.items()}, step)
         with phase("backward"):

@@ -8,3 +8,9 @@ from torch import Tensor
 
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
     return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
+
+
+def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of ``like``'s type and on its device, which is not waited for."""
+    drawn = torch.randn(shape, generator=generator, device=generator.device)
+    return drawn.to(like.device, like.dtype, non_blocking=True)

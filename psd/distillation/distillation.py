@@ -28,7 +28,7 @@ from psd.distillation.weightings import RunningSpread, SingleWeighting, Weightin
 from psd.phases import phase
 from psd.priors.base import AdaptablePrior, Prior
 from psd.prompts import PromptEmbeddings
-from psd.random import uniform
+from psd.random import normal, uniform
 from psd.rewards.base import Reward
 from psd.schedules import Constant, Schedule, Steps
 
@@ -179,8 +179,8 @@ class Distillation(nn.Module):
     ) -> Candidates:
         schedule, k = self._frozen.prior.noise_schedule, num_candidates
         drawn_t = self._draw_t(len(latents) // group_size, step, generator)
-        t = drawn_t.repeat_interleave(group_size).to(latents.device)
-        noise = torch.randn((k, *latents.shape), generator=generator, device=generator.device).to(latents)
+        t = drawn_t.repeat_interleave(group_size).to(latents.device, non_blocking=True)
+        noise = normal((k, *latents.shape), latents, generator)
         noised = schedule.add_noise(latents.repeat(k, 1, 1, 1), noise.flatten(0, 1), t.repeat(k)).view_as(noise)
         return Candidates(latents, t, drawn_t, noise, noised, group_size)
 
@@ -300,7 +300,7 @@ class Distillation(nn.Module):
         num_groups = len(candidates.latents) // candidates.group_size
 
         def weighted(coefficients: Tensor, parts: Float[Tensor, "k b c h w"]) -> Float[Tensor, "b c h w"]:
-            per_group = coefficients.to(parts).expand(-1, num_groups)
+            per_group = coefficients.to(parts.device, parts.dtype, non_blocking=True).expand(-1, num_groups)
             per_view = per_group.repeat_interleave(candidates.group_size, dim=1)[..., None, None, None]
             return (per_view * parts).sum(0)
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from psd.cameras import Cameras
 from psd.priors.base import AdaptablePrior
+from psd.random import normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +61,11 @@ class LearnedScore(nn.Module):
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
         """One step down the denoising error of the renders, at a timestep of each group's own; returns that error."""
-        group_size, where = 1 if cameras is None else cameras.group_size, generator.device
+        group_size = 1 if cameras is None else cameras.group_size
         num_timesteps, num_groups = self._noise_schedule.num_timesteps, len(latents) // group_size
-        drawn = torch.randint(num_timesteps, (num_groups,), generator=generator, device=where)
-        t = drawn.repeat_interleave(group_size).to(latents.device)
-        noise = torch.randn(latents.shape, generator=generator, device=where).to(latents)
+        drawn = torch.randint(num_timesteps, (num_groups,), generator=generator, device=generator.device)
+        t = drawn.repeat_interleave(group_size).to(latents.device, non_blocking=True)
+        noise = normal(latents.shape, latents, generator)
         with torch.enable_grad():
             predicted = self.adapter(self._noise_schedule.add_noise(latents, noise, t), t, text, cameras)
             loss = F.mse_loss(predicted, noise)

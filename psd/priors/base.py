@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -19,6 +19,7 @@ class NoiseSchedule:
     """A variance-preserving forward process: ``z_t = alpha_t z + sigma_t eps`` with ``alpha_t^2 + sigma_t^2 = 1``."""
 
     alphas_cumprod: Float[Tensor, " timesteps"]
+    _copies: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)  # one for each device
 
     @classmethod
     def scaled_linear(
@@ -33,10 +34,10 @@ class NoiseSchedule:
         return len(self.alphas_cumprod)
 
     def alpha(self, t: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
-        return self.alphas_cumprod.to(t.device)[t].sqrt()[:, None, None, None]
+        return self._alphas_cumprod(t).sqrt()[:, None, None, None]
 
     def sigma(self, t: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
-        return (1 - self.alphas_cumprod.to(t.device)[t]).sqrt()[:, None, None, None]
+        return (1 - self._alphas_cumprod(t)).sqrt()[:, None, None, None]
 
     def add_noise(
         self, z: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
@@ -48,6 +49,11 @@ class NoiseSchedule:
     ) -> Float[Tensor, "b c h w"]:
         """The one-step estimate of z_0 that a noise prediction implies."""
         return (z_t - self.sigma(t) * noise) / self.alpha(t)
+
+    def _alphas_cumprod(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        if t.device not in self._copies:
+            self._copies[t.device] = self.alphas_cumprod.to(t.device)
+        return self._copies[t.device][t]
 
 
 @runtime_checkable

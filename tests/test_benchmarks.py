@@ -1,4 +1,4 @@
-"""The benchmark of PSD against SDS: its statistics in closed form, its report, its runner with a fake objective."""
+"""Benchmarks that compare variants: statistics in closed form, the report, the runner with a fake objective."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import io
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from benchmarks import psd_vs_sds
+from benchmarks import ablation, comparison_runner
 from benchmarks.comparison import (
     CPU_S,
     UNET_CALLS,
@@ -29,13 +31,17 @@ from benchmarks.comparison import (
     costs,
     findings,
     read_results,
+    with_equal_calls,
 )
 from benchmarks.comparison_report import figure, kept_reading, make_report, print_report, write_report
+from benchmarks.comparison_runner import MEASURES, Planned, configure, execute, execute_all, plan, prepare, stretched
 from benchmarks.paired import mean_estimate, paired_difference, survive_correction
-from benchmarks.psd_vs_sds import BASELINE, MEASURES, VARIANTS, Planned, configure, execute, plan, stretched
+from benchmarks.psd_vs_sds import BASELINE, BENCHMARK, VARIANTS, compose
+from orchestrator import config
 from orchestrator.experiment_config.experiment import experiment
 from orchestrator.testing import FakeObjective
 from orchestrator.trial import RunSpec
+from psd.toybox import grammar
 
 ORIGIN = Origin(
     command="python -m benchmarks.psd_vs_sds",
@@ -49,6 +55,7 @@ SDS = Variant(name="sds", what="the baseline")
 TWICE = Variant(name="sds_2x", what="twice the steps", stretch=2)
 PSD = Variant(name="psd", what="the method", settings={"scale": 1.0}, equal_calls=("sds_2x",))
 JUDGE = Measure(key="eval/judge", higher_is_better=True, what="held out")
+REWARD = Measure(key="eval/reward", higher_is_better=True, what="optimised")
 FOG = Measure(key="eval/fog", higher_is_better=False, what="translucency")
 
 
@@ -243,6 +250,18 @@ def test_failed_runs_are_counted_and_explained(tmp_path, small):
     assert page.count("- Failed: `psd`: loss is nan") == 1
 
 
+def test_over_optimisation_is_reward_up_and_judge_down(tmp_path):
+    scores = {"a": (1, -1), "b": (2, -3), "c": (-1, 1), "d": (1, 1)}
+    sds = outcomes(SDS, **{f"{name}0": {"judge": 5} for name in scores})
+    psd = outcomes(PSD, **{f"{name}0": {"judge": 5 + judge} for name, (_, judge) in scores.items()})
+    sds = [replace(item, metrics={**item.metrics, "eval/reward": 3.0}) for item in sds]
+    psd = [replace(item, metrics={**item.metrics, "eval/reward": 3.0 + scores[item.prompt][0]}) for item in psd]
+    report = make_report("", "", [SDS, PSD], [JUDGE, REWARD], results(sds, psd), "sds")
+    page = write_report(report, tmp_path, "page")[0].read_text()
+    assert "## Reward against judge: `sds` to each" in page
+    assert "| `psd` | 4 | 2 | 1 |" in page
+
+
 def test_csv_files_hold_every_run_and_every_difference(tmp_path, small):
     page_of(tmp_path, small)
     runs = list(csv.DictReader((tmp_path / "page.csv").read_text().splitlines()))
@@ -285,15 +304,15 @@ def test_what_has_no_runs_is_left_out(tmp_path):
 # --- the runner
 
 
+@cache
+def base(*overrides: str) -> Mapping[str, Any]:
+    return compose(overrides).experiment
+
+
 def planned(variant: str, *, prompt: str = "a red cube", **config: Any) -> Planned:
     config = {"x": 1.0, "num_steps": 6, "steps_per_chunk": 2, **config}
     slug = prompt.replace(" ", "-")
     return Planned(variant=variant, spec=RunSpec(run_id=f"{slug}-s0", trial=0, prompt=prompt, seed=0, config=config))
-
-
-def claim(out: Path, *runs: Planned) -> None:
-    for run in runs:
-        run.folder(out).claim(run.spec)
 
 
 class CountingObjective(FakeObjective):
@@ -311,7 +330,7 @@ def counted_from_zero() -> None:
 
 def test_finished_runs_are_not_done_again(tmp_path):
     runs = [planned("sds"), planned("psd"), planned("psd", prompt="a blue torus")]
-    claim(tmp_path, *runs)
+    prepare(runs, tmp_path)
     execute(runs[:2], tmp_path, ORIGIN, CountingObjective)
     execute(runs, tmp_path, ORIGIN, CountingObjective)
     assert CountingObjective.started == 3
@@ -330,7 +349,7 @@ def test_finished_runs_are_not_done_again(tmp_path):
 
 def test_a_run_that_another_process_does_is_left_to_it(tmp_path):
     run = planned("sds")
-    claim(tmp_path, run)
+    prepare([run], tmp_path)
     with (run.folder(tmp_path).path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         execute([run], tmp_path, ORIGIN, CountingObjective)
@@ -339,7 +358,7 @@ def test_a_run_that_another_process_does_is_left_to_it(tmp_path):
 
 def test_a_run_that_diverges_is_told_and_the_others_go_on(tmp_path, capsys):
     runs = [planned("psd", fault={"kind": "floating_point_error", "at_step": 3}), planned("sds")]
-    claim(tmp_path, *runs)
+    prepare(runs, tmp_path)
     execute(runs, tmp_path, ORIGIN, CountingObjective)
     found = read_results(tmp_path, [SDS, PSD])
     assert [item.variant for item in found.outcomes] == ["sds"]
@@ -355,31 +374,40 @@ def test_a_run_that_diverges_is_told_and_the_others_go_on(tmp_path, capsys):
 )
 def test_runs_of_one_variant_must_share_their_settings(tmp_path, changes, message):
     runs = [planned("psd"), planned("psd", prompt="a blue torus", **changes)]
-    claim(tmp_path, *runs)
+    prepare(runs, tmp_path)
     execute(runs, tmp_path, ORIGIN, CountingObjective)
     with pytest.raises(ValueError, match=message):
         read_results(tmp_path, [SDS, PSD])
 
 
+def test_a_folder_with_another_run_is_left_alone(tmp_path):
+    runs = [planned("psd")]
+    prepare(runs, tmp_path)
+    execute(runs, tmp_path, ORIGIN, CountingObjective)
+    prepare(runs, tmp_path)
+    with pytest.raises(ValueError, match="is a run with other settings"):
+        prepare([planned("psd", x=2.0)], tmp_path)
+
+
 def test_variants_must_share_steps_and_checkpoints(tmp_path):
     runs = [planned("sds"), planned("psd", num_steps=8)]
-    claim(tmp_path, *runs)
+    prepare(runs, tmp_path)
     execute(runs, tmp_path, ORIGIN, CountingObjective)
     with pytest.raises(ValueError, match="number of steps"):
         read_results(tmp_path, [SDS, PSD])
     other = Origin(**{**vars(ORIGIN), "checkpoints": "others"})
     runs = [planned("sds_2x", num_steps=12)]
-    claim(tmp_path, *runs)
+    prepare(runs, tmp_path)
     execute(runs, tmp_path, other, CountingObjective)
     with pytest.raises(ValueError, match="set of checkpoints"):
         read_results(tmp_path, [SDS, TWICE])
     with pytest.raises(ValueError, match="other checkpoints"):
-        psd_vs_sds.execute_all([planned("sds")], tmp_path, other, 1)
+        execute_all([SDS], [planned("sds")], tmp_path, other, 1)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_every_variant_is_what_its_name_says(variant):
-    config = experiment(configure(variant, ["distillation.guidance_scale=11"], 100))
+    config = experiment(configure(base("distillation.guidance_scale=11"), variant, 100))
     weighting, negative = config.distillation.weighting, config.distillation.negative_embedding
     low = variant.name.endswith("_low_guidance")
     assert config.distillation.guidance_scale == (1.2 if low else 11)
@@ -395,7 +423,7 @@ def test_every_variant_is_what_its_name_says(variant):
 
 def calls_of(name: str) -> int:
     [variant] = [item for item in VARIANTS if item.name == name]
-    config = experiment(configure(variant, [], 100))
+    config = experiment(configure(base(), variant, 100))
     candidates = 2 if config.distillation.weighting.kind == "preference" else 1
     negative = config.distillation.negative_embedding
     texts = 3 if negative.enabled and negative.objective == "implicit_reward" else 2
@@ -407,7 +435,7 @@ def test_the_table_of_variants_holds_together():
     assert len(set(names)) == len(names)
     assert BASELINE in names
     assert {name for variant in VARIANTS for name in variant.equal_calls} <= set(names)
-    plain = {variant.name: experiment(configure(variant, [], 100)) for variant in VARIANTS}
+    plain = {item.name: experiment(configure(base(), item, 100)) for item in VARIANTS}
     assert all(plain[a] != plain[b] for a in names for b in names if a < b)
     known = set(plain[BASELINE].metrics.values()) | {"eval/fog"}
     assert {measure.key for measure in MEASURES} <= known
@@ -421,6 +449,7 @@ def test_schedules_stretch_with_the_steps():
             "max_t": {"kind": "linear", "start": 0.98, "end": 0.5, "start_step": 0, "end_step": 160},
             "weighting": {"scale": {"kind": "piecewise", "knots": [[0, 1.0], [100, 3.0]]}},
             "negative_embedding": {"start": 20, "stop": None, "interval": 2},
+            "ranking": {"ddim_steps": 15},
         },
     }
     assert stretched(plain, 0.5) == {
@@ -430,6 +459,7 @@ def test_schedules_stretch_with_the_steps():
             "max_t": {"kind": "linear", "start": 0.98, "end": 0.5, "start_step": 0, "end_step": 80},
             "weighting": {"scale": {"kind": "piecewise", "knots": [[0, 1.0], [50, 3.0]]}},
             "negative_embedding": {"start": 10, "stop": None, "interval": 2},
+            "ranking": {"ddim_steps": 15},
         },
     }
     assert stretched({"coarse_steps": 3}, 0.01) == {"coarse_steps": 1}
@@ -437,16 +467,16 @@ def test_schedules_stretch_with_the_steps():
 
 @pytest.fixture
 def without_weights(monkeypatch):
-    monkeypatch.setattr(psd_vs_sds, "check_inputs", lambda experiment, prompts: None)
+    monkeypatch.setattr(comparison_runner, "check_inputs", lambda experiment, prompts: None)
 
 
 def options(*arguments: str) -> argparse.Namespace:
-    return psd_vs_sds._parser().parse_args(arguments)
+    return comparison_runner.parser(BENCHMARK).parse_args(arguments)
 
 
 @pytest.mark.usefixtures("without_weights")
 def test_every_prefix_of_the_plan_holds_whole_pairs():
-    runs = plan(options("--variants", "sds", "psd_*_3", "--prompts", "2", "--seeds", "0", "5"))
+    runs = plan(BENCHMARK, options("--variants", "sds", "psd_*_3", "--prompts", "2", "--seeds", "0", "5"))
     names = ["sds", "psd_normalized_3", "psd_constant_3", "psd_bradley_terry_3", "psd_gap_3"]
     assert [run.variant for run in runs] == names * 4
     assert [run.spec.seed for run in runs[::5]] == [0, 0, 5, 5]
@@ -459,12 +489,54 @@ def test_every_prefix_of_the_plan_holds_whole_pairs():
 @pytest.mark.usefixtures("without_weights")
 def test_dry_run_and_mistakes_start_nothing(tmp_path, capsys):
     out = tmp_path / "out"
-    assert psd_vs_sds.main(["--dry-run", "--variants", "sds", "--prompts", "1", "--out", str(out)]) == 0
+    assert (
+        comparison_runner.run(BENCHMARK, ["--dry-run", "--variants", "sds", "--prompts", "1", "--out", str(out)]) == 0
+    )
     assert "2 runs into" in capsys.readouterr().out.replace("\n", " ")
-    assert psd_vs_sds.main(["--variants", "psd_normal"]) == 2
+    assert comparison_runner.run(BENCHMARK, ["--variants", "psd_normal"]) == 2
     assert "nothing is called 'psd_normal'" in capsys.readouterr().err
-    assert psd_vs_sds.main(["--set", "distillation.guidance=3", "--dry-run"]) == 2
+    assert comparison_runner.run(BENCHMARK, ["--set", "distillation.guidance=3", "--dry-run"]) == 2
     assert "guidance_scale" in capsys.readouterr().err
-    assert psd_vs_sds.main(["--report", "--out", str(out), "--docs", str(tmp_path)]) == 2
+    assert comparison_runner.run(BENCHMARK, ["--report", "--out", str(out), "--docs", str(tmp_path)]) == 2
     assert "no finished run" in capsys.readouterr().err
     assert not out.exists()
+
+
+# --- ablations
+
+ABLATIONS = sorted((Path(__file__).parents[1] / "sweeps" / "ablations").glob("*.yaml"))
+
+
+def test_references_are_compared_with_what_calls_the_network_as_often(small):
+    variants = with_equal_calls([SDS, TWICE, replace(PSD, equal_calls=())], small, ["sds_2x"])
+    assert [variant.equal_calls for variant in variants] == [(), (), ("sds_2x",)]
+
+
+@pytest.mark.parametrize("file", ABLATIONS, ids=lambda file: file.stem)
+def test_shipped_ablations_are_comparisons(file):
+    benchmark = ablation.ablation(file)
+    base = benchmark.compose([]).experiment
+    plain = {variant.name: configure(base, variant, 24) for variant in benchmark.variants}
+    assert benchmark.baseline == benchmark.variants[0].name
+    names = list(plain)
+    assert [(a, b) for a in names for b in names if a < b and plain[a] == plain[b]] == []
+    assert len(benchmark.prompts) >= 8
+    assert len(benchmark.seeds) >= 2
+    assert not [prompt for prompt in benchmark.prompts if not grammar.is_held_out(grammar.parse(prompt))]
+    assert "psd sweep" not in benchmark.introduction
+    assert len(benchmark.introduction) > 40
+
+
+def test_methods_are_all_there_and_references_only_add_groups():
+    benchmark = ablation.ablation(next(file for file in ABLATIONS if file.stem == "methods"))
+    assert list(benchmark.references) == ["mvdream_2_groups", "mvdream_5_groups"]
+    shipped = {path.stem for path in (config.CONF / "method").glob("*.yaml")}
+    assert shipped - {variant.name for variant in benchmark.variants} == {"dreamreward_code"}  # for Reward3D
+
+
+def test_only_sweeps_of_variants_are_ablations(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("defaults: [sweep, experiment: toybox, _self_]\nprompts: [a red cube]\n")
+    assert ablation.main([str(file)]) == 2
+    assert f"{file}: search.variants: has no variants" in capsys.readouterr().err
+    assert ablation.main([]) == 2
