@@ -18,12 +18,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from orchestrator.budget import Budget
+from orchestrator.budget import Budget, Spent
 from orchestrator.checkpoints import CheckpointStore, step_of
 from orchestrator.clock import Clock
 from orchestrator.errors import StudyUnavailableError, SweepAbortedError
 from orchestrator.failure import FailurePolicy, describe
-from orchestrator.goals import Bound, Goal
+from orchestrator.goals import Bound, Frontier, Goal
 from orchestrator.pool import Pool
 from orchestrator.pruning import Curve, Watch, mean
 from orchestrator.run_folder import RunFolder, begin_sitting
@@ -126,6 +126,8 @@ class SweepDriver:
             fails the trial.
         goals: which final metrics of a run the study is told, as the means over the trial's runs; at least one.
         bounds: what the means of other final metrics must keep for the trial to count.
+        budget: may be replaced at any time.
+        spent: by earlier sittings; the driver counts on.
         watch: which reports the study needs to prune trials.
         runs: the folder that holds a folder for each run; the workers' ``WorkerSetup.runs``.
         on_event: told of everything that counts, in order; never of events of a lease that is no longer current.
@@ -146,6 +148,7 @@ class SweepDriver:
         checkpoints: CheckpointStore,
         failure_policy: FailurePolicy,
         budget: Budget,
+        spent: Spent | None = None,
         clock: Clock,
         on_event: Callable[[SweepEvent], None],
         draw: Callable[[], float] = random.random,
@@ -159,7 +162,8 @@ class SweepDriver:
         self._runs = runs
         self._checkpoints = checkpoints
         self._failure_policy = failure_policy
-        self._budget = budget
+        self.budget = budget
+        self.spent = spent or Spent()
         self._clock = clock
         self._on_event = on_event
         self._draw = draw
@@ -181,7 +185,12 @@ class SweepDriver:
         self._node_failures_s: defaultdict[str, list[float]] = defaultdict(list)
         self._avoided: set[str] = set()
         self._num_outages, self._outage_until_s = 0, -math.inf
-        self._started_s = clock.now_s
+        self._frontier = Frontier(goals)
+        self._num_since_improvement = 0
+        for record in records:
+            if record.state != "running":
+                self._note_end(record.number, record.values, feasible=record.feasible)
+        self._accounted_s = clock.now_s
 
     def step(self, timeout_s: float = 0.5) -> bool:
         """Fill the idle workers, wait up to ``timeout_s`` for events, and act on them. False when all is done.
@@ -190,6 +199,7 @@ class SweepDriver:
             SweepAbortedError: every trial or every worker fails; more of the same would only burn time. ``stop`` ends
                 what is underway.
         """
+        self._account()
         self._hand_over()
         has_asked_or_told = self._consult_study()
         if has_asked_or_told:
@@ -199,6 +209,21 @@ class SweepDriver:
         for event in self._pool.poll(0.0 if has_asked_or_told else timeout_s):
             self._handle(event)
         return True
+
+    @property
+    def stop_reason(self) -> str | None:
+        """What of the budget ends the sweep before its trials do."""
+        return self.budget.stop_reason(self.spent, self._num_since_improvement)
+
+    def _account(self) -> None:
+        passed_s = self._clock.now_s - self._accounted_s
+        self._accounted_s += passed_s
+        self.spent.seconds += passed_s
+        self.spent.worker_seconds += passed_s * len(self._leased_at_s)
+
+    def _note_end(self, number: int, values: tuple[float, ...], *, feasible: bool) -> None:
+        improved = bool(values) and self._frontier.add(number, values, feasible=feasible)
+        self._num_since_improvement = 0 if improved else self._num_since_improvement + 1
 
     def stop(self, timeout_s: float = 60.0) -> bool:
         """Have every run checkpointed and let go; its trial stays running in the study, for the next driver.
@@ -279,8 +304,9 @@ class SweepDriver:
         return True
 
     def _may_start_trial(self) -> bool:
-        elapsed_s = self._clock.now_s - self._started_s
-        return bool(self._to_adopt) or self._budget.allows_another(num_trials=self._num_asked, elapsed_s=elapsed_s)
+        return bool(self._to_adopt) or self.budget.allows_another(
+            num_trials=self._num_asked, spent=self.spent, num_since_improvement=self._num_since_improvement
+        )
 
     def _wants_trial(self) -> bool:
         """Whether a worker is idle, or soon will be, with no run that waits for it."""
@@ -307,7 +333,7 @@ class SweepDriver:
         is_new = not self._to_adopt
         if is_new:
             suggestion = self._study.ask()
-            self._num_asked += 1
+            self._num_asked = max(self._num_asked, suggestion.number) + 1  # others may share the study
         else:
             suggestion = self._to_adopt.popleft()
         try:
@@ -455,6 +481,7 @@ class SweepDriver:
 
         def tell() -> None:
             self._study.prune(number, reason, attributes)
+            self._note_end(number, (), feasible=True)
             self._num_succeeded += 1
             self._on_event(TrialPruned(number=number, reason=reason))
 
@@ -472,6 +499,7 @@ class SweepDriver:
             self._study.complete(number, values, attributes, violations)
             self._num_succeeded += 1
             feasible = all(violation <= 0 for violation in violations.values())
+            self._note_end(number, values, feasible=feasible)
             self._on_event(TrialCompleted(number=number, values=values, feasible=feasible))
             self._tidy(run_ids)
 
@@ -510,6 +538,7 @@ class SweepDriver:
     def _tell_failed(self, number: int, reason: str) -> None:
         def tell() -> None:
             self._study.fail(number, reason)
+            self._note_end(number, (), feasible=True)
             self._on_event(TrialFailed(number=number, reason=reason))
             self._reasons.append(reason)
             if self._failure_policy.gives_up(num_succeeded=self._num_succeeded, reasons=self._reasons):

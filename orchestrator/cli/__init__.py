@@ -18,6 +18,7 @@ Text-to-3D by Preference Score Distillation, and sweeps over its settings.
   psd sweep sweeps/cfg_scale.yaml trials=4 'prompts=[a blue torus]'
   psd run "a red cube on a blue cylinder"           one object: mesh, turntable, contact sheet
   psd status outputs/cfg_scale                      how far it is, while it runs or after
+  psd set outputs/cfg_scale trials=80               change its budgets while it runs
   psd resume outputs/cfg_scale                      go on after Ctrl-C, a crash or a reboot
   psd cluster check sweeps/cfg_scale.yaml           do the nodes of a cluster have what it takes?
   psd sync outputs/cfg_scale                        upload to W&B what it has not got yet
@@ -61,6 +62,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from orchestrator.cli.status import status_command
 
             return status_command(arguments.output)
+        case "set":
+            from orchestrator.cli.live import set_command
+
+            return set_command(arguments.words)
         case "weights":
             from orchestrator.cli.weights import weights_command
 
@@ -120,6 +125,12 @@ def _parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="how far a sweep is, and its best so far")
     status.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="for example outputs/cfg_scale")
+
+    live = commands.add_parser("set", help="change the budgets of a sweep while it runs")
+    live.add_argument(
+        "words", nargs="+", metavar="[OUTPUT_DIR] KEY=VALUE",
+        help="for example trials=80 budget.hours=2; without a folder, the one sweep that is at work under outputs",
+    )  # fmt: skip
 
     weights = commands.add_parser("weights", help="which checkpoints an experiment needs, and how to get them")
     _add_overrides(weights, "for example experiment=mvdream; without any: all experiments that ship with psd")

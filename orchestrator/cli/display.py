@@ -75,6 +75,7 @@ class SweepView:
                 self.frontier.add(record.number, record.values, feasible=record.feasible)
         self.runs: dict[str, _RunLine] = {}
         self.stopping = False
+        self.ended_by: str | None = None  # what of the budget ended the sweep before its trials did
         self._clock = clock
         self._started_s: float | None = None
         self._work = 0.0  # runs, in this sitting

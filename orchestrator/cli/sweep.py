@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,10 @@ import yaml
 from rich.console import Console
 
 from orchestrator import config, durable
-from orchestrator.budget import Budget
+from orchestrator.budget import Spent
 from orchestrator.checkpoints import CheckpointStore, DirectoryCheckpoints, FsspecCheckpoints
 from orchestrator.cli.display import Display, SweepView, choose_display
+from orchestrator.cli.live import LiveSettings, make_budget
 from orchestrator.cli.search import open_study, patiently, watch
 from orchestrator.clock import SystemClock
 from orchestrator.config import Sweep
@@ -37,6 +39,7 @@ from orchestrator.worker import WorkerSetup
 from orchestrator.worker_process import resident_bytes
 
 FAILED, INTERRUPTED = 1, 130
+SPENT_FILE, SAVE_SPENT_S = "spent.json", 20.0
 STOP_TIMEOUT_S = 15.0  # for the checkpoints of a clean stop; the workers then get a little more to close
 
 
@@ -236,10 +239,14 @@ def _drive(sweep: Sweep, study: Study, console: Console) -> bool:
     with interrupt.caught(), choose_display(view, console) as display:  # after Ray, which has a SIGTERM handler, too
         driver = _driver(sweep, study, pool, setup, clock, display)
         try:
-            done = _loop(driver, view, display, interrupt)
+            done = _loop(sweep, driver, view, display, interrupt)
         except SweepAbortedError:
             pool.close()  # what is still under way goes with the sweep, but its trackers are closed
             raise
+        finally:
+            driver.spent.save(sweep.output / SPENT_FILE)
+    if view.ended_by is not None:
+        console.print(f"Ended before {_count(view.num_trials, 'trial')}: {view.ended_by}", highlight=False)
     pool.close()
     return done
 
@@ -259,10 +266,18 @@ def ray_address() -> str | None:
     return address if address not in ("", "local") else None
 
 
-def _loop(driver: SweepDriver, view: SweepView, display: Display, interrupt: Interrupt) -> bool:
+def _loop(sweep: Sweep, driver: SweepDriver, view: SweepView, display: Display, interrupt: Interrupt) -> bool:
+    live, saved_s = LiveSettings(sweep), time.monotonic()
     while not interrupt.requested:
         display.tick()
+        if (changed := live.changed()) is not None:
+            driver.budget, view.num_trials = make_budget(changed), changed.num_trials
+        if time.monotonic() - saved_s >= SAVE_SPENT_S:
+            driver.spent.save(sweep.output / SPENT_FILE)
+            saved_s = time.monotonic()
         if not driver.step(timeout_s=0.25):
+            view.ended_by = driver.stop_reason if view.counts.total() < view.num_trials else None
+            display.tick()
             return True
     view.stopping = True
     display.tick()
@@ -283,7 +298,8 @@ def _driver(
         runs=setup.runs,
         checkpoints=setup.checkpoints,
         failure_policy=sweep.config.failures.policy(),
-        budget=Budget(max_trials=sweep.num_trials),
+        budget=make_budget(sweep),
+        spent=Spent.load(sweep.output / SPENT_FILE),
         clock=clock,
         on_event=display.on_event,
         keeps_checkpoints=not sweep.config.checkpoints.remove_finished,

@@ -56,12 +56,18 @@ def load_output(output: Path, overrides: Sequence[str] = ()) -> Sweep:
         if root not in CHANGEABLE or root == "output":
             allowed = ", ".join(name for name in CHANGEABLE if name != "output")
             raise UserError(f"cannot change on resume; only {allowed} can", file="command line", key=key)
-        _assign(plain, key, value)
+        if not _assign(plain, key, value):
+            raise UserError("unknown key", file="command line", key=key)
     return checked({**plain, "output": str(output)}, overrides, str(file))
 
 
-def _assign(node: dict[str, Any], key: str, value: Any) -> None:
+def _assign(node: dict[str, Any], key: str, value: Any) -> bool:
+    """Whether there is a place for the key; whether the key itself is known is checked later."""
     *parents, last = key.split(".")
+    inner: Any = node
     for name in parents:
-        node = node[name]
-    node[last] = value
+        inner = inner.get(name)
+        if not isinstance(inner, dict):
+            return False
+    inner[last] = value
+    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import optuna
@@ -84,7 +84,7 @@ class OptunaStudy:
         self._study.sampler = make_sampler(
             sampling or Sampling(), space, num_trials=len(trials), stream=owner if shared else ""
         )
-        self._num_imported = sum(SOURCE in trial.user_attrs for trial in trials)
+        self._num_imported = _num_imported(trials)  # they come first, and are not counted
         for trial in trials:
             if trial.state == TrialState.RUNNING and self._is_mine(trial):
                 self._suggest_all(trial._trial_id)  # a driver may have died before all was suggested
@@ -128,7 +128,7 @@ class OptunaStudy:
         answered(lambda: self._tell(number, {"reason": reason}, state=TrialState.FAIL))
 
     def records(self) -> Sequence[TrialRecord]:
-        return answered(lambda: [_record(trial, self._is_mine(trial)) for trial in self._trials() if _counts(trial)])
+        return answered(lambda: _records(self._trials(), self._is_mine))
 
     def _create(self, token: str) -> int:
         """A running trial that is ours from its first moment, whatever is killed when."""
@@ -166,15 +166,15 @@ class OptunaStudy:
     def _suggest_all(self, trial_id: int) -> Suggestion:
         """The trial's parameters, in the order of the space; those that it has already stay as they are."""
         frozen = self._storage.get_trial(trial_id)
-        place = frozen.number - self._num_imported
-        if place < len(self._start) and "fixed_params" not in frozen.system_attrs:
-            self._storage.set_trial_system_attr(trial_id, "fixed_params", dict(self._start[place]))
+        number = frozen.number - self._num_imported
+        if number < len(self._start) and "fixed_params" not in frozen.system_attrs:
+            self._storage.set_trial_system_attr(trial_id, "fixed_params", dict(self._start[number]))
         trial = optuna.Trial(self._study, trial_id)
         params: dict[str, Scalar] = {}
         for key, distribution in self._distributions.items():
             if self._space.is_active(key, params):
                 params[key] = _suggest(trial, key, distribution)
-        return Suggestion(number=frozen.number, params=params)
+        return Suggestion(number=number, params=params)
 
     def _tell(
         self,
@@ -195,10 +195,10 @@ class OptunaStudy:
         for name, violation in (violations or {}).items():
             if name not in frozen.constraints:
                 trial.set_constraint(name, violation)
-        self._study.tell(number, values, state=state, skip_if_finished=True)
+        self._study.tell(frozen.number, values, state=state, skip_if_finished=True)
 
     def _trial_id(self, number: int) -> int:
-        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number + self._num_imported)
 
     def _trials(self) -> list[FrozenTrial]:
         return self._storage.get_all_trials(self._id, deepcopy=False)
@@ -220,17 +220,23 @@ def read_records(*, name: str, storage_url: str) -> Sequence[TrialRecord]:
         study_id = storage.get_study_id_from_name(name)
     except KeyError:
         return []
-    return [_record(trial, mine=True) for trial in storage.get_all_trials(study_id, deepcopy=False) if _counts(trial)]
+    return _records(storage.get_all_trials(study_id, deepcopy=False), lambda trial: True)
 
 
-def _counts(trial: FrozenTrial) -> bool:
-    """Whether it is, or was, a trial of this sweep: not one that waits, nor one taken over from another study."""
-    return trial.state != TrialState.WAITING and SOURCE not in trial.user_attrs
+def _num_imported(trials: Sequence[FrozenTrial]) -> int:
+    return sum(SOURCE in trial.user_attrs for trial in trials)
 
 
-def _record(trial: FrozenTrial, mine: bool) -> TrialRecord:
+def _records(trials: Sequence[FrozenTrial], is_mine: Callable[[FrozenTrial], bool]) -> list[TrialRecord]:
+    """Those that were asked for here: not those that wait, nor those taken over from another study."""
+    ours = [trial for trial in trials if trial.state != TrialState.WAITING and SOURCE not in trial.user_attrs]
+    num_imported = _num_imported(trials)
+    return [_record(trial, trial.number - num_imported, is_mine(trial)) for trial in ours]
+
+
+def _record(trial: FrozenTrial, number: int, mine: bool) -> TrialRecord:
     return TrialRecord(
-        number=trial.number,
+        number=number,
         params=trial.params,
         state=_STATES[trial.state],
         values=tuple(trial.values) if trial.state == TrialState.COMPLETE else (),

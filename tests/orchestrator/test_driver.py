@@ -18,12 +18,14 @@ from orchestrator.driver import (
     SweepEvent,
     TrialCompleted,
     TrialFailed,
+    TrialPruned,
     TrialStarted,
 )
 from orchestrator.errors import StudyUnavailableError, SweepAbortedError
 from orchestrator.failure import FailurePolicy
-from orchestrator.goals import Goal
+from orchestrator.goals import Bound, Goal
 from orchestrator.local_pool import LocalPool
+from orchestrator.pruning import Watch
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import Suggestion, TrialRecord
 from orchestrator.testing import FakeObjective, MemoryStudy, RecordingTracker
@@ -58,6 +60,8 @@ class Sweep:
         self.policy = FailurePolicy(backoff_s=0.0)
         self.budget = Budget(max_trials=NUM_TRIALS)
         self.metric = "eval/score"
+        self.watch: Watch | None = None
+        self.bounds: tuple[Bound, ...] = ()
         self.draws: list[float] = []
         self.keeps_checkpoints = True
         self.restart()
@@ -77,6 +81,8 @@ class Sweep:
             pool=wrap_pool(self.pool),
             planner=self.plan,
             goals=[Goal(name="score", metric=self.metric)],
+            bounds=self.bounds,
+            watch=self.watch,
             runs=self.runs,
             checkpoints=self.checkpoints,
             failure_policy=self.policy,
@@ -534,3 +540,72 @@ def test_trials_of_earlier_drivers_count_towards_the_budget(sweep: Sweep, refere
 def _foreign_lease() -> Lease:
     config = {"x": 1.0, "num_steps": 5000, "steps_per_chunk": 1}
     return Lease(spec=RunSpec(run_id="foreign", trial=999, prompt="p", seed=0, config=config))
+
+
+def test_without_a_pruner_the_study_hears_nothing_of_trials_underway(sweep: Sweep) -> None:
+    sweep.run()
+    assert sweep.study.curves == {}
+
+
+def test_a_curve_is_reported_where_all_runs_have_got_as_far(sweep: Sweep) -> None:
+    sweep.watch = Watch(curve_metric="eval/score")
+    sweep.restart()
+    sweep.run()
+    assert {number: sorted(curve) for number, curve in sweep.study.curves.items()} == {
+        number: [5, 10, 15, 20, 25] for number in range(NUM_TRIALS)
+    }
+    rows = [RunFolder(sweep.runs, f"t0002-p{index:02d}-s0").metrics()[1] for index in range(2)]
+    assert [row["step"] for row in rows] == [10, 10]
+    assert sweep.study.curves[2][10] == pytest.approx((rows[0]["eval/score"] + rows[1]["eval/score"]) / 2)
+
+
+def test_a_pruned_trial_ends_with_its_reason_and_keeps_what_it_computed(
+    sweep: Sweep, reference: Sequence[TrialRecord]
+) -> None:
+    sweep.watch = Watch(curve_metric="eval/score")
+    sweep.study.prunes = lambda number, curve: number == 1 and max(curve) >= 10
+    sweep.restart()
+    records = sweep.run()
+    assert [record.state for record in records] == ["complete", "pruned", "complete", "complete"]
+    assert [records[number] for number in (0, 2, 3)] == [reference[number] for number in (0, 2, 3)]
+    reason = str(records[1].attributes["reason"])
+    assert reason.startswith("pruned at step 10: score -")
+    assert sweep.of(TrialPruned) == [TrialPruned(number=1, reason=reason)]
+    for index in range(2):
+        folder = RunFolder(sweep.runs, f"t0001-p{index:02d}-s0")
+        assert len(folder.metrics()) >= 2
+        assert folder.result() is None
+    assert sweep.pool.num_idle == 2
+
+
+def test_runs_that_ended_are_reported_in_the_order_of_prompts_and_kept(sweep: Sweep) -> None:
+    sweep.watch = Watch(pairs_runs=True)
+    sweep.study.prunes = lambda number, curve: number == 2 and len(curve) == 1
+    sweep.restart()
+    records = sweep.run()
+    assert records[2].state == "pruned"
+    assert len(records[2].attributes["runs"]) == 1  # type: ignore[arg-type]
+    assert sorted(sweep.study.curves[0]) == [0, 1]
+    first = RunFolder(sweep.runs, "t0000-p00-s0").result() or {}
+    assert sweep.study.curves[0][0] == first["eval/score"]
+
+
+def test_a_trial_out_of_bounds_is_complete_and_not_feasible(sweep: Sweep) -> None:
+    sweep.bounds = (Bound(name="score", metric="eval/score", low=-3.0),)
+    sweep.restart()
+    assert [record.feasible for record in sweep.run()] == [False, False, True, True]
+
+
+def test_patience_ends_the_sweep(sweep: Sweep) -> None:
+    sweep.budget = Budget(max_trials=50, patience=2)  # the best is the fourth
+    sweep.restart()
+    records = sweep.run()
+    assert 6 <= len(records) <= 8  # those that had begun are finished
+    assert "trials (budget.patience)" in str(sweep.driver.stop_reason)
+
+
+def test_workers_time_is_counted_across_drivers(sweep: Sweep) -> None:
+    sweep.driver.step()
+    sweep.clock.advance(10)
+    sweep.driver.step()
+    assert (sweep.driver.spent.seconds, sweep.driver.spent.worker_seconds) == (10, 20)

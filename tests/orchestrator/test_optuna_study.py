@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import resource
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna_dashboard._storage_url import get_storage
+from sqlalchemy.exc import OperationalError
 
 from orchestrator.errors import StudyUnavailableError
-from orchestrator.optuna_study import OptunaStudy, Sampling
-from orchestrator.search_space import CategoricalDomain, Domain, FloatDomain, IntDomain, SearchSpace
+from orchestrator.goals import Bound, Goal
+from orchestrator.optuna_study import OptunaStudy, Sampling, claim_study, read_records
+from orchestrator.optuna_study.samplers import SamplerKind
+from orchestrator.pruning import HyperbandPruning, MedianPruning, PercentilePruning, Pruning, WilcoxonPruning
+from orchestrator.search_space import CategoricalDomain, Condition, Domain, FloatDomain, IntDomain, SearchSpace
+from orchestrator.storage_url import scrub, without_password
 from orchestrator.study import unfinished
+from orchestrator.warm_start import known_points
 
 SPACE: dict[str, Domain] = {
     "scale": FloatDomain(low=1, high=10, log=True),
@@ -181,3 +188,172 @@ def test_the_dashboard_reads_the_journal(tmp_path: Path) -> None:
     study.complete(study.ask().number, [2.5], {})
     [summary] = optuna.get_all_study_summaries(get_storage(str(path)))
     assert (summary.study_name, summary.n_trials, summary.best_trial.value) == ("s", 1, 2.5)
+
+
+CONDITIONAL: dict[str, Domain] = {
+    "kind": CategoricalDomain(choices=("constant", "linear")),
+    "end": FloatDomain(low=1, high=2),
+    "rate": FloatDomain(low=1e-3, high=1, log=True),
+}
+CONDITIONS = {"end": Condition(key="kind", values=("linear",))}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "qmc", "random"])
+def test_a_conditional_parameter_is_there_only_where_its_condition_holds(sampler: SamplerKind) -> None:
+    sampling = Sampling(kind=sampler, startup_trials=2, population_size=2)
+    study = _study(None, domains=CONDITIONAL, conditions=CONDITIONS, sampling=sampling)
+    seen = set()
+    for number in range(8):
+        params = study.ask().params
+        assert ("end" in params) == (params["kind"] == "linear")
+        study.complete(number, [float(params["rate"])], {}, {})
+        seen.add(params["kind"])
+    assert seen == {"constant", "linear"}
+
+
+def test_a_grid_leaves_out_what_is_not_there() -> None:
+    space = SearchSpace(
+        domains={"kind": CONDITIONAL["kind"], "end": CategoricalDomain(choices=(1, 2))}, conditions=CONDITIONS
+    )
+    assert space.points() == [{"kind": "constant"}, {"kind": "linear", "end": 1}, {"kind": "linear", "end": 2}]
+
+
+def test_several_goals_and_bounds_are_remembered(url: str | None) -> None:
+    study = _study(url, directions=["maximize", "minimize"], sampling=Sampling(kind="nsga2", population_size=2))
+    for number in range(5):
+        study.ask()
+        study.complete(number, [float(number), 10.0], {}, {"fog": number - 2.5, "gap": -1.0})
+    assert [record.values for record in study.records()] == [(float(number), 10.0) for number in range(5)]
+    assert [record.feasible for record in study.records()] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        MedianPruning(startup_trials=3),
+        PercentilePruning(startup_trials=3, keep_percent=50),
+        HyperbandPruning(min_steps=1, reduction_factor=2),
+    ],
+    ids=lambda pruning: pruning.kind,
+)
+def test_what_is_far_worse_at_the_same_step_is_pruned(url: str | None, pruning: Pruning) -> None:
+    study = _study(url, pruning=pruning, num_steps=4, sampling=Sampling(kind="random"))
+    for number in range(6):
+        study.ask()
+        assert (
+            not any(study.report(number, step, 10.0 + number + step) for step in (1, 2, 3)) or pruning.kind != "median"
+        )
+        study.complete(number, [10.0 + number], {}, {})
+    numbers = [study.ask().number for _ in range(3)]
+    assert any(study.report(number, step, -5.0) for number in numbers for step in (1, 2, 3))
+    study.prune(numbers[0], "worse", {"runs": {}})
+    assert (study.records()[6].state, study.records()[6].attributes) == ("pruned", {"runs": {}, "reason": "worse"})
+
+
+def test_wilcoxon_compares_prompt_by_prompt(url: str | None) -> None:
+    study = _study(url, pruning=WilcoxonPruning(p_threshold=0.1, startup_runs=4))
+    for number, gain in enumerate((0.0, -1.0, 1.0)):
+        study.ask()
+        verdicts = [study.report(number, place, 5.0 * place + gain) for place in range(8)]
+        assert verdicts[:3] == [False] * 3
+        assert any(verdicts) == (gain < 0)
+        study.complete(number, [17.5 + gain], {}, {})
+
+
+def test_what_another_study_found_is_learned_from_and_not_counted(tmp_path: Path) -> None:
+    other = _study(f"sqlite:///{tmp_path / 'other.db'}")
+    for number in range(8):
+        other.ask()
+        other.complete(number, [0.0], {"metrics": {"eval/judge": float(number), "eval/fog": 0.1 * number}}, {})
+    judge, fog = Goal(name="judge", metric="eval/judge"), Bound(name="fog", metric="eval/fog", high=0.35)
+    space = SearchSpace(domains=SPACE, conditions={})
+    points = known_points(other.records(), source="other", space=space, goals=[judge], bounds=[fog])
+    assert [point.values for point in points] == [(float(number),) for number in range(8)]
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    for _ in range(2):  # the second time nothing is taken over again
+        study = _study(url, known=points, start=[{"kind": "b"}])
+        assert study.records() == []
+    assert (study.ask().number, study.records()[0].params["kind"]) == (0, "b")
+    study.complete(0, [1.0], {}, {})
+    assert [(record.number, record.values) for record in read_records(name="s", storage_url=url)] == [(0, (1.0,))]
+    narrow = SearchSpace(domains={**SPACE, "scale": FloatDomain(low=20, high=30)}, conditions={})
+    assert known_points(other.records(), source="other", space=narrow, goals=[judge], bounds=[]) == []
+    missing = Goal(name="gap", metric="eval/gap")
+    assert known_points(other.records(), source="other", space=space, goals=[missing], bounds=[]) == []
+
+
+def test_an_answer_that_was_lost_does_not_make_a_second_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = _study(f"sqlite:///{tmp_path / 'study.db'}")
+    create = study._create
+
+    def create_unheard(token: str) -> int:
+        create(token)
+        raise OperationalError("COMMIT", {}, Exception("server closed the connection"))
+
+    monkeypatch.setattr(study, "_create", create_unheard)
+    with pytest.raises(StudyUnavailableError, match=r"does not answer \(server closed the connection\)"):
+        study.ask()
+    monkeypatch.setattr(study, "_create", create)
+    assert study.ask().number == 0
+    assert study.ask().number == 1
+    assert len(study.records()) == 2
+
+
+def test_a_journal_with_a_torn_last_line_loses_that_line_alone(tmp_path: Path) -> None:
+    path = tmp_path / "study.log"
+    study = _study(f"journal:///{path}")
+    for number in range(3):
+        study.ask()
+        study.complete(number, [float(number)], {}, {})
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for cut in (1, len(lines[-1]) // 2, len(lines[-1]) - 1):
+        path.write_bytes(whole[:-cut])
+        again = _study(f"journal:///{path}")
+        assert [record.state for record in again.records()] == ["complete", "complete", "running"]
+        again.complete(2, [2.0], {}, {})
+        assert [record.values for record in again.records()] == [(0.0,), (1.0,), (2.0,)]
+
+
+def test_a_journal_that_a_killed_process_had_locked_opens_at_once(tmp_path: Path) -> None:
+    (tmp_path / "study.log.lock").touch()
+    started_s = time.monotonic()
+    _study(f"journal:///{tmp_path / 'study.log'}").ask()
+    assert time.monotonic() - started_s < 20
+
+
+def test_a_torn_write_ahead_log_loses_the_end_alone(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = _study(url, sampling=Sampling(kind="random"))
+    for number in range(4):
+        study.ask()
+        study.complete(number, [float(number)], {}, {})
+    log = (tmp_path / "study.db-wal").read_bytes()
+    assert log
+    for share in (0.3, 0.6, 0.9):
+        torn = tmp_path / f"torn{share}"
+        torn.mkdir()
+        (torn / "study.db").write_bytes((tmp_path / "study.db").read_bytes())
+        (torn / "study.db-wal").write_bytes(log[: int(share * len(log))])
+        records = read_records(name="s", storage_url=f"sqlite:///{torn / 'study.db'}")
+        complete = [record for record in records if record.state == "complete"]
+        assert [record.values for record in complete] == [(float(number),) for number in range(len(complete))]
+
+
+def test_a_second_driver_of_a_study_is_kept_out(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with claim_study(url, "s", shared=False) as first, claim_study(url, "s", shared=False) as second:
+        assert (first, second) == (True, False)
+        with claim_study(url, "another", shared=False) as other:
+            assert other
+    with claim_study(url, "s", shared=False) as again:
+        assert again
+
+
+def test_passwords_are_scrubbed() -> None:
+    url = "postgresql://me:p@ss:w/rd@host:5432/db?sslmode=require&password=hush"
+    assert without_password(url) == "postgresql://me@host:5432/db?sslmode=require&password="
+    assert scrub(f"cannot open {url} with p@ss:w/rd or hush", url) == (
+        f"cannot open {without_password(url)} with *** or ***"
+    )
+    assert without_password("sqlite:////tmp/a@b:c.db") == "sqlite:////tmp/a@b:c.db"

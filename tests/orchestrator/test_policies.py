@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 
-from orchestrator.budget import Budget
+from orchestrator.budget import Budget, Spent
 from orchestrator.clock import ManualClock
 from orchestrator.errors import SweepAbortedError, UserError
 from orchestrator.failure import FailurePolicy, classify, describe
+from orchestrator.goals import Frontier, Goal
 from orchestrator.trial import Failure, FailureKind, TrialSpec
 
 
@@ -127,11 +129,37 @@ def test_a_sweep_that_only_fails_is_given_up(num_succeeded: int, num_failed: int
 
 
 def test_the_budget_ends_with_trials_or_time() -> None:
-    budget = Budget(max_trials=2, max_seconds=60)
-    assert budget.allows_another(num_trials=1, elapsed_s=59.9)
-    assert not budget.allows_another(num_trials=2, elapsed_s=0)
-    assert not budget.allows_another(num_trials=1, elapsed_s=60)
-    assert Budget(max_trials=2).allows_another(num_trials=0, elapsed_s=1e9)
+    budget = Budget(max_trials=2, max_seconds=60, max_worker_seconds=100, patience=5)
+
+    def allows(budget: Budget, num_trials: int = 1, num_since: int = 0, **spent: float) -> bool:
+        return budget.allows_another(num_trials=num_trials, spent=Spent(**spent), num_since_improvement=num_since)
+
+    assert allows(budget, num_since=4, seconds=59.9, worker_seconds=99)
+    assert not allows(budget, num_trials=2)
+    assert not allows(budget, seconds=60)
+    assert not allows(budget, worker_seconds=100)
+    assert not allows(budget, num_since=5)
+    assert allows(Budget(max_trials=2), num_since=99, seconds=1e9, worker_seconds=1e9)
+    assert budget.stop_reason(Spent(worker_seconds=100), 0) == "budget.gpu_hours (0.0277778) are spent"
+
+
+def test_what_was_spent_outlives_its_driver(tmp_path: Path) -> None:
+    assert Spent.load(tmp_path / "spent.json") == Spent()
+    Spent(seconds=12.25, worker_seconds=20).save(tmp_path / "spent.json")
+    assert Spent.load(tmp_path / "spent.json") == Spent(seconds=12.2, worker_seconds=20)
+
+
+def test_the_frontier_holds_what_nothing_beats() -> None:
+    judge, seconds = Goal(name="judge", metric="j"), Goal(name="seconds", metric="s", maximize=False)
+    frontier = Frontier([judge, seconds])
+    added = [(1.0, 10.0), (2.0, 20.0), (0.5, 11.0), (2.0, 15.0), (3.0, 99.0)]
+    assert [frontier.add(number, values) for number, values in enumerate(added)] == [True, True, False, True, True]
+    assert not frontier.add(5, (9.0, 1.0), feasible=False)
+    assert frontier.members == {0: (1.0, 10.0), 3: (2.0, 15.0), 4: (3.0, 99.0)}
+    assert frontier.best() == 4
+    single = Frontier([seconds])
+    assert [single.add(number, (value,)) for number, value in enumerate((5.0, 6.0, 4.0))] == [True, False, True]
+    assert single.members == {2: (4.0,)}
 
 
 @pytest.mark.parametrize(

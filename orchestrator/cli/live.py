@@ -1,0 +1,79 @@
+"""Changes to a sweep while it runs: `psd set` writes them into `sweep.json`, and the driver looks there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator import config
+from orchestrator.budget import Budget
+from orchestrator.config import Sweep
+from orchestrator.errors import UserError
+from orchestrator.sweep_lock import holder
+
+LIVE_KEYS = ("trials", "budget")
+
+
+def set_command(words: Sequence[str]) -> int:
+    """``psd set [OUTPUT_DIR] KEY=VALUE...``; without a folder, the one sweep that is at work under `outputs`."""
+    folders, overrides = [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    if len(folders) > 1 or not overrides:
+        raise UserError("takes one output folder at most, and at least one KEY=VALUE", file="psd set")
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key.split(".")[0] not in LIVE_KEYS:
+            allowed = "trials, budget.hours, budget.gpu_hours, budget.patience"
+            raise UserError(f"cannot change while a sweep runs; only {allowed} can", file="command line", key=key)
+    output = Path(folders[0]) if folders else _only_sweep_at_work(Path("outputs"))
+    sweep = config.load_output(output, overrides)
+    config.claim_output(sweep)
+    when = "its driver goes by it from now on" if holder(output) else "nobody is at work there: psd resume goes by it"
+    Console().print(f"{output}: {', '.join(overrides)}; {when}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def make_budget(sweep: Sweep) -> Budget:
+    limits = sweep.config.budget
+    return Budget(
+        max_trials=sweep.num_trials,
+        max_seconds=None if limits.hours is None else 3600 * limits.hours,
+        max_worker_seconds=None if limits.gpu_hours is None else 3600 * limits.gpu_hours,
+        patience=limits.patience,
+    )
+
+
+class LiveSettings:
+    """Looks whether a sweep's own record has changed."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._output = sweep.output
+        self._seen = self._stamp()
+
+    def changed(self) -> Sweep | None:
+        """The sweep as it is now; None while it is as it was at the last look."""
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return None
+        self._seen = stamp
+        with suppress(UserError):  # edited by hand, and wrongly: what runs goes on as it was
+            return config.load_output(self._output)
+        return None
+
+    def _stamp(self) -> tuple[int, int]:
+        status = (self._output / "sweep.json").stat()
+        return status.st_mtime_ns, status.st_ino  # the file is replaced, never written into
+
+
+def _only_sweep_at_work(outputs: Path) -> Path:
+    at_work = [file.parent for file in sorted(outputs.glob("*/sweep.json")) if holder(file.parent)]
+    if len(at_work) != 1:
+        found = ", ".join(map(str, at_work)) or "none"
+        raise UserError(
+            f"cannot tell which sweep is meant; at work under {outputs}: {found}",
+            file="psd set",
+            remedy="name its folder: psd set OUTPUT_DIR KEY=VALUE",
+        )
+    return at_work[0]
