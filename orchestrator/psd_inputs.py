@@ -107,7 +107,7 @@ def _folder(path: str, default: str) -> Path:
     return shipped / (path.partition("/")[2] or default)
 
 
-def _look_at(key: str, path: str, folder: Path, check: Callable[[Path], None]) -> Checkpoint:
+def _look_at(key: str, path: str, folder: Path, check: Callable[[Path], object]) -> Checkpoint:
     try:
         check(folder)
     except ValueError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -45,32 +45,28 @@ class LatentDiffusionParts:
     prediction_type: PredictionType
 
     @classmethod
-    def from_pretrained(cls, root: Path, kind: PriorKind) -> LatentDiffusionParts:
-        """Loads safetensors from a local folder, in float32; never from the network.
+    def from_pretrained(
+        cls, root: Path, kind: PriorKind, *, dtype: torch.dtype, device: torch.device | str
+    ) -> LatentDiffusionParts:
+        """Loads safetensors from a local folder; never from the network.
+
+        The text encoder is in float32, and so is, with float16, an autoencoder that would overflow (diffusers'
+        ``force_upcast``, the default of Stable Diffusion's).
 
         Raises:
             ValueError: the folder, a file in it or its weights are missing, or it holds another kind of model.
         """
         check_prior_folder(root, kind)
-        autoencoder = read_json(root / "vae" / "config.json", kind="autoencoder")["_class_name"]
+        config = read_json(root / "vae" / "config.json", kind="autoencoder")
+        upcasts = dtype == torch.float16 and config.get("force_upcast", config["_class_name"] == "AutoencoderKL")
+        vae_dtype = torch.float32 if upcasts else dtype
         return cls(
-            unet=_load_diffusers(UNet2DConditionModel, root, "unet"),
-            autoencoder=_load_diffusers(_AUTOENCODERS[autoencoder], root, "vae"),
-            text_encoder=_load_text_encoder(root),
+            unet=_load_diffusers(UNet2DConditionModel, root, "unet", dtype).to(device),
+            autoencoder=_load_diffusers(_AUTOENCODERS[config["_class_name"]], root, "vae", vae_dtype).to(device),
+            text_encoder=_load_text_encoder(root).to(device),
             tokenizer=CLIPTokenizer.from_pretrained(root / "tokenizer", local_files_only=True),
             noise_schedule=_load_schedule(root),
             prediction_type=prediction_type(root),
-        )
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> LatentDiffusionParts:
-        """Moves the modules themselves. In float16 an autoencoder that says so in its configuration (diffusers'
-        ``force_upcast``, the default of Stable Diffusion's) stays in float32, since it overflows."""
-        upcasts = dtype == torch.float16 and self.autoencoder.config.force_upcast
-        return replace(
-            self,
-            unet=self.unet.to(device, dtype),
-            autoencoder=self.autoencoder.to(device, torch.float32 if upcasts else dtype),
-            text_encoder=self.text_encoder.to(device),
         )
 
 
@@ -215,7 +211,8 @@ def _load_text_encoder(root: Path) -> CLIPTextModel:
     )
 
 
-def _load_diffusers(model_class: type[Model], root: Path, part: Literal["unet", "vae"]) -> Model:
+def _load_diffusers(model_class: type[Model], root: Path, part: Literal["unet", "vae"], dtype: torch.dtype) -> Model:
+    """In ``dtype`` from the start: diffusers warns of a later cast, whether or not the model minds."""
     from_pretrained: Callable[..., tuple[Model, dict[str, Any]]] = model_class.from_pretrained  # type: ignore[attr-defined]
     return load_model(
         lambda: from_pretrained(
@@ -225,7 +222,7 @@ def _load_diffusers(model_class: type[Model], root: Path, part: Literal["unet", 
             local_files_only=True,
             output_loading_info=True,
             low_cpu_mem_usage=False,
-            torch_dtype=torch.float32,
+            torch_dtype=dtype,
         ),
         root / part,
     )

@@ -48,7 +48,7 @@ class MultiviewPrior(LatentDiffusionPrior):
         Raises:
             ValueError: the folder, a file in it or its weights are missing, or it holds another kind of model.
         """
-        parts = LatentDiffusionParts.from_pretrained(Path(folder), "multiview").to(device, dtype)
+        parts = LatentDiffusionParts.from_pretrained(Path(folder), "multiview", dtype=dtype, device=device)
         return cls(parts, group_size=group_size, compile_unet=compile_unet, vae_slicing=vae_slicing)
 
     def predict_noise(

@@ -34,7 +34,7 @@ class StableDiffusionPrior(LatentDiffusionPrior):
         Raises:
             ValueError: the folder, a file in it or its weights are missing, or it holds another kind of model.
         """
-        parts = LatentDiffusionParts.from_pretrained(Path(folder), "stable_diffusion").to(device, dtype)
+        parts = LatentDiffusionParts.from_pretrained(Path(folder), "stable_diffusion", dtype=dtype, device=device)
         return cls(parts, compile_unet=compile_unet, vae_slicing=vae_slicing)
 
     def predict_noise(

@@ -143,7 +143,7 @@ def convert_blip(
         "text_config": text_config.to_diff_dict(),
     }
     _write_json(out / "config.json", config)
-    preprocessing = Preprocessing(image_size=int(vision_config.image_size))  # type: ignore[arg-type]
+    preprocessing = Preprocessing(image_size=int(vision_config.image_size))
     _write_json(out / "preprocessor_config.json", preprocessing.to_json())
     words.save_pretrained(out)
 

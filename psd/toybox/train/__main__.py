@@ -43,7 +43,7 @@ class Recipe:
 
     def autoencoder(self) -> None:
         views = self.scenes().rgb.flatten(0, 1)
-        autoencoder.train(views, self.clock("autoencoder")).half().save_pretrained(self.out / "prior" / "vae")
+        autoencoder.save(autoencoder.train(views, self.clock("autoencoder")), self.out / "prior" / "vae")
 
     def prior(self) -> None:
         vae = AutoencoderTiny.from_pretrained(self.out / "prior" / "vae").float().eval()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
@@ -45,3 +48,12 @@ def train(views: Tensor, clock: Clock, seed: int = 0) -> AutoencoderTiny:
         optimizer.step()
         clock.report(loss=loss, l1=error.abs().mean() / 2, std=std.mean())
     return model.eval()
+
+
+def save(model: AutoencoderTiny, out: Path) -> None:
+    """In half precision, without the attribute that diffusers writes and then warns of when it reads it back."""
+    model.half().save_pretrained(out)
+    file = out / "config.json"
+    config = json.loads(file.read_text())
+    del config["block_out_channels"]
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
