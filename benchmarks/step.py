@@ -39,6 +39,7 @@ from psd.rewards.clip_preference import ClipPreferenceReward
 from psd.rewards.preprocessing import Preprocessing
 from psd.scenes.backgrounds import FlatBackground
 from psd.scenes.voxel_grid import VoxelGrid, VoxelGridConfig
+from psd.schedules import Constant
 
 CHECKPOINTS = Path(psd.__file__).parent / "toybox" / "checkpoints"
 PHASES = ("render", "encode", "unet", "decode", "reward", "backward", "optimizer")
@@ -103,7 +104,7 @@ def report(milliseconds: dict[str, dict[str, float]]) -> Table:
 
 def make(prior: Prior, reward: Reward, weighting: Weighting, device: str) -> Optimization:
     return Optimization(
-        scene=VoxelGrid(VoxelGridConfig(coarse_steps=0, sparsity=1.0, smoothness=1.0)).to(device),
+        scene=VoxelGrid(VoxelGridConfig(coarse_steps=0, sparsity=Constant(1.0), smoothness=1.0)).to(device),
         background=FlatBackground(),
         cameras=CameraSampler(height=32, width=32, elevation_deg=(10, 35), fov_deg=(40, 40), distance_scale=(1, 1)),
         distillation=Distillation(prior=prior, residual=X0Reconstruction(), weighting=weighting, reward=reward),

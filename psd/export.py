@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from skimage.measure import marching_cubes
 from torch import Tensor
 
 from psd.scenes.base import Field
-from psd.scenes.volume_rendering import SCENE_RADIUS, density_on_lattice, solid_density
+from psd.scenes.volume_rendering import SCENE_RADIUS, density_on_lattice
 
 MESH_SUFFIXES = (".glb", ".ply", ".obj")
 VIDEO_SUFFIXES = (".mp4", ".gif")
@@ -26,22 +28,15 @@ GAP = 2
 def field_to_mesh(field: Field, *, resolution: int = 96, level: float | None = None) -> trimesh.Trimesh:
     """The surface where the density reaches ``level``, with the field's colours at its vertices; z is up.
 
-    Without a level it is the density that absorbs half of the light within 0.1 (a twentieth of the unit sphere's
-    diameter), or half of the highest density if nothing is that solid.
+    Without a level it is that of ``automatic_level``.
 
     Raises:
         ValueError: nothing is dense enough to be seen.
     """
     density = density_on_lattice(field, resolution)
     highest = float(density.max())
-    barely_visible = solid_density(2 * SCENE_RADIUS)
-    if highest < barely_visible:
-        raise ValueError(
-            f"the scene is empty: its highest density is {highest:.3g}, and below {barely_visible:.3g} even a ray "
-            "through the whole scene passes half of its light; optimise for more steps or with less sparsity"
-        )
     if level is None:
-        level = min(solid_density(), highest / 2)
+        level = automatic_level(density)
     elif not 0 < level < highest:
         raise ValueError(f"level must lie between 0 and the highest density {highest:.3g}, got {level:.3g}")
     closed = np.pad(density.numpy(), 1)  # a surface that touches the border is closed there
@@ -52,6 +47,34 @@ def field_to_mesh(field: Field, *, resolution: int = 96, level: float | None = N
     return trimesh.Trimesh(
         vertices=vertices, faces=faces, vertex_colors=_to_bytes(color), process=False, validate=False
     )
+
+
+def automatic_level(density: Float[Tensor, "x y z"]) -> float:
+    """The density whose surface has the outline that one sees: as large as where half of the light is absorbed.
+
+    Rays along an axis of the lattice lose half of their light in some of its columns. The level is the one that as many
+    columns reach: the middle between the highest densities of the last column that counts and of the first that does
+    not. Of the three axes it is the median; never more than half of the highest density, so that what is equally thin
+    everywhere has a surface, too.
+
+    Raises:
+        ValueError: along no axis any ray loses half of its light.
+    """
+    cell = 2 * SCENE_RADIUS / (len(density) - 1)
+    highest = float(density.max())
+    levels = []
+    for axis in range(3):
+        visible = int((density.sum(dim=axis) * cell >= math.log(2)).sum())
+        peaks = density.amax(dim=axis).flatten().sort(descending=True).values
+        if visible:
+            last, first_beyond = peaks[visible - 1], peaks[min(visible, len(peaks) - 1)]
+            levels.append(float(last + first_beyond) / 2)
+    if not levels:
+        raise ValueError(
+            f"the scene is empty: its highest density is {highest:.3g}, and no ray through it loses half of its light; "
+            "optimise for more steps or with less sparsity"
+        )
+    return min(statistics.median(levels), highest / 2)
 
 
 def save_mesh(mesh: trimesh.Trimesh, path: Path) -> None:

@@ -444,7 +444,7 @@ def test_the_table_of_variants_holds_together():
 def test_schedules_stretch_with_the_steps():
     plain = {
         "optimization": {"num_steps": 200, "log_every": 10},
-        "scene": {"coarse_steps": 50, "ramp_steps": 0, "resolution": 40},
+        "scene": {"coarse_steps": 50, "shading": {"start_step": 0}, "resolution": 40},
         "distillation": {
             "max_t": {"kind": "linear", "start": 0.98, "end": 0.5, "start_step": 0, "end_step": 160},
             "weighting": {"scale": {"kind": "piecewise", "knots": [[0, 1.0], [100, 3.0]]}},
@@ -454,7 +454,7 @@ def test_schedules_stretch_with_the_steps():
     }
     assert stretched(plain, 0.5) == {
         "optimization": {"num_steps": 100, "log_every": 10},
-        "scene": {"coarse_steps": 25, "ramp_steps": 0, "resolution": 40},
+        "scene": {"coarse_steps": 25, "shading": {"start_step": 0}, "resolution": 40},
         "distillation": {
             "max_t": {"kind": "linear", "start": 0.98, "end": 0.5, "start_step": 0, "end_step": 80},
             "weighting": {"scale": {"kind": "piecewise", "knots": [[0, 1.0], [50, 3.0]]}},

@@ -84,6 +84,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from orchestrator.cli.cluster import cluster_check_command
 
             return cluster_check_command(arguments.file, arguments.overrides)
+        case "export":
+            from orchestrator.cli.export import export_command
+
+            return export_command(arguments.run, suffix=arguments.format, resolution=arguments.resolution)
         case _:
             from orchestrator.cli.doctor import doctor_command
 
@@ -147,9 +151,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("file", type=Path, metavar="FILE", help="the sweep to check for")
     _add_overrides(check, "for example worker.gpus=1")
+    _add_export(commands)
 
     commands.add_parser("doctor", help="check this machine: packages, devices, checkpoints, tracking")
     return parser
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    export = commands.add_parser("export", help="the mesh of a finished run, in another format or resolution")
+    export.add_argument("run", type=Path, metavar="RUN_FOLDER", help="for example outputs/a-red-cube/runs/t0000-p00-s0")
+    export.add_argument("--format", choices=("glb", "ply", "obj"), default="glb")
+    export.add_argument(
+        "--resolution", type=_lattice_size, default=128, metavar="N", help="of the lattice; 128 if left out"
+    )
+
+
+def _lattice_size(text: str) -> int:
+    if not (text.isdecimal() and 8 <= int(text) <= 1024):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 8 to 1024, got {text}")
+    return int(text)
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

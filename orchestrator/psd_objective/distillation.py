@@ -20,7 +20,7 @@ from orchestrator.experiment_config.distillation import (
     WeightingConfig,
     X0ReconstructionConfig,
 )
-from orchestrator.experiment_config.schedules import CosineConfig, LinearConfig, PiecewiseConfig, ScheduleConfig
+from orchestrator.psd_objective.schedules import build_schedule
 from psd.distillation import negative_embedding as negative
 from psd.distillation import reward_gradient as direct
 from psd.distillation.distillation import Distillation, Ranking
@@ -47,7 +47,7 @@ from psd.distillation.weightings import (
 )
 from psd.priors.base import Prior
 from psd.rewards.base import Reward
-from psd.schedules import Constant, Cosine, Linear, Piecewise, Schedule, Steps
+from psd.schedules import Schedule, Steps
 
 
 def build_distillation(config: DistillationConfig, prior: Prior, reward: Reward, num_steps: int) -> Distillation:
@@ -58,15 +58,15 @@ def build_distillation(config: DistillationConfig, prior: Prior, reward: Reward,
     """
     return Distillation(
         prior=prior,
-        residual=_residual(config.residual, _schedule(config.guidance_scale)),
+        residual=_residual(config.residual, build_schedule(config.guidance_scale)),
         weighting=_weighting(config.weighting),
         reward=reward,
         ranking=_ranking(config.ranking, num_steps),
         reward_gradient=_reward_gradient(config.reward_gradient, num_steps),
         negative_embedding=_negative_embedding(config.negative_embedding),
         learned_score=_learned_score(config.residual),
-        min_t=_schedule(config.min_t),
-        max_t=_schedule(config.max_t),
+        min_t=build_schedule(config.min_t),
+        max_t=build_schedule(config.max_t),
     )
 
 
@@ -77,7 +77,7 @@ def _residual(config: ResidualConfig, guidance_scale: Schedule) -> Residual:
         case ClassifierResidualConfig(weight=weight, negative_weight=negative_weight):
             return ClassifierResidual(
                 guidance_scale=guidance_scale,
-                negative_weight=_schedule(negative_weight),
+                negative_weight=build_schedule(negative_weight),
                 noise_weight=NoiseWeight(weight),
             )
         case VariationalResidualConfig(weight=weight):
@@ -100,7 +100,11 @@ def _weighting(config: WeightingConfig) -> Weighting:
         case SingleWeightingConfig():
             return SingleWeighting()
         case PreferenceWeightingConfig(scale=scale, scaling=scaling, base=base):
-            converted = {"scale": _schedule(scale), "scaling": RewardScaling(scaling), "base": PreferenceBase(base)}
+            converted = {
+                "scale": build_schedule(scale),
+                "scaling": RewardScaling(scaling),
+                "base": PreferenceBase(base),
+            }
             return PreferenceWeighting(**settings | converted)
         case DreamDpoWeightingConfig(threshold=threshold, variant=variant):
             return DreamDpoWeighting(threshold=threshold, variant=DreamDpoVariant(variant))
@@ -121,7 +125,7 @@ def _reward_gradient(config: RewardGradientConfig, num_steps: int) -> direct.Rew
     if not config.enabled:
         return None
     return direct.RewardGradientConfig(
-        weight=_schedule(config.weight),
+        weight=build_schedule(config.weight),
         image=direct.RewardImage(config.image),
         balance=direct.RewardBalance(config.balance),
         margin=config.margin,
@@ -136,15 +140,3 @@ def _negative_embedding(config: NegativeEmbeddingConfig) -> negative.NegativeEmb
         return None
     settings = {name: value for name, value in vars(config).items() if name not in ("enabled", "objective")}
     return negative.NegativeEmbeddingConfig(objective=negative.NegativeObjective(config.objective), **settings)
-
-
-def _schedule(config: ScheduleConfig) -> Schedule:
-    match config:
-        case LinearConfig(start=start, end=end, start_step=start_step, end_step=end_step):
-            return Linear(start=start, end=end, start_step=start_step, end_step=end_step)
-        case CosineConfig(start=start, end=end, start_step=start_step, end_step=end_step):
-            return Cosine(start=start, end=end, start_step=start_step, end_step=end_step)
-        case PiecewiseConfig(knots=knots):
-            return Piecewise(knots)
-        case float(value):
-            return Constant(value)

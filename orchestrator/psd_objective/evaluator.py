@@ -16,10 +16,12 @@ from psd.optimization import Optimization
 from psd.rewards.base import Reward
 from psd.scenes.backgrounds import Background
 from psd.scenes.base import Field, Render, Scene
+from psd.scenes.files import save_scene
 from psd.scenes.image import ImageScene
 from psd.toybox.oracle import Oracle
 
 TURNTABLE_FRAMES = 24
+SCENE_FILE = "scene.safetensors"
 
 
 class Evaluator:
@@ -70,6 +72,7 @@ class Evaluator:
             if final and field is not None:
                 scores |= geometry_scores(render, cameras, field)
             if final:
+                save_scene(scene, self._output / SCENE_FILE)
                 files |= self._save_asset(scene, background, field)
         finally:
             scene.train()

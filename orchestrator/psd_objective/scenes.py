@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from orchestrator.experiment_config.cameras import CamerasConfig
 from orchestrator.experiment_config.experiment import ExperimentConfig
 from orchestrator.experiment_config.scenes import (
     BackgroundConfig,
     FlatBackgroundConfig,
+    HashGridConfig,
     ImageConfig,
     LearnedBackgroundConfig,
     NoBackgroundConfig,
+    VolumeConfig,
     VoxelGridConfig,
 )
+from orchestrator.psd_objective.schedules import build_schedule
 from psd.cameras import CameraSampler
-from psd.scenes import image, voxel_grid
+from psd.scenes import hash_grid, image, voxel_grid
 from psd.scenes.backgrounds import Background, FlatBackground, LearnedBackground, NoBackground
 from psd.scenes.base import Scene
+from psd.scenes.hash_grid import HashGrid
 from psd.scenes.image import ImageScene
+from psd.scenes.shading import Shading
 from psd.scenes.voxel_grid import VoxelGrid
 
 
@@ -37,9 +44,22 @@ def build_scene(experiment: ExperimentConfig, seed: int) -> Scene:
     settings = {name: value for name, value in vars(config).items() if name != "kind"}
     match config:
         case VoxelGridConfig():
-            return VoxelGrid(voxel_grid.VoxelGridConfig(**settings), seed=seed)
+            return VoxelGrid(voxel_grid.VoxelGridConfig(**settings | _volume(config)), seed=seed)
+        case HashGridConfig():
+            return HashGrid(hash_grid.HashGridConfig(**settings | _volume(config)), seed=seed)
         case ImageConfig():
             return ImageScene(image.ImageConfig(height=cameras.height, width=cameras.width, **settings))
+
+
+def _volume(config: VolumeConfig) -> dict[str, Any]:
+    """The settings that are not plain numbers."""
+    shading = {name: value for name, value in vars(config.shading).items() if name != "enabled"}
+    return {
+        "sparsity": build_schedule(config.sparsity),
+        "opacity_entropy": build_schedule(config.opacity_entropy),
+        "orientation": build_schedule(config.orientation),
+        "shading": Shading(**shading) if config.shading.enabled else None,
+    }
 
 
 def build_background(config: BackgroundConfig) -> Background:

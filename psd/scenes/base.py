@@ -18,7 +18,10 @@ class Render:
     rgb: Float[Tensor, "v 3 h w"]  # composited on the background, in [0, 1]
     opacity: Float[Tensor, "v 1 h w"]
     depth: Float[Tensor, "v 1 h w"]  # expected distance along the ray; the far plane where nothing is
-    normals: Float[Tensor, "v 3 h w"] | None = None
+    normals: Float[Tensor, "v 3 h w"] | None = (
+        None  # of unit length times opacity, in the world's axes; None: not asked
+    )
+    orientation: Float[Tensor, "v 1 h w"] | None = None  # how much of what is seen faces away: sum of w max(0, n·d)^2
 
 
 @runtime_checkable

@@ -10,19 +10,24 @@ Shapes: v = views, n = rays, s = samples along a ray, p = points.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import nerfacc
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
+from nerfacc import OccGridEstimator
 from torch import Tensor
 
 from psd.cameras import Cameras
 from psd.scenes.base import Field, Render
+from psd.scenes.shading import Light
 
 SCENE_RADIUS = 1.15
 MIN_RELATIVE_WEIGHT = 0.05  # of the heaviest sample of the ray; lighter samples are not asked for a colour,
 MIN_ABSOLUTE_WEIGHT = 2e-3  # nor are those below this, unless the ray has no heavier one
 MAX_RAYS_AT_ONCE = 16384  # bounds memory for large pictures
+NORMAL_SPACING = 0.02  # half the distance over which the density is compared: about a hundredth of the scene
+NEGLIGIBLE_GRADIENT = 0.1  # of the density: normals are shorter than 1 where it is about this small
 
 
 def render_field(
@@ -32,26 +37,33 @@ def render_field(
     *,
     num_samples: int,
     generator: torch.Generator | None = None,
+    occupancy: OccGridEstimator | None = None,
+    light: Light | None = None,
+    normals: bool = False,
 ) -> Render:
     """The field on a background. Samples sit in the middle of their bins, or are jittered if a generator is given.
 
     All samples of a ray share one random offset within their bins: unbiased, and a fraction of the random numbers.
+    With an occupancy grid, density is only asked for where the grid says that something is. On a GPU nerfacc's kernel
+    marches through it, in steps of the sphere's diameter over ``num_samples``, jittered by torch's global generator.
+    Light needs normals; without them ``Render.normals`` and ``Render.orientation`` are None.
     """
     views, height, width = len(cameras), cameras.height, cameras.width
     origins, directions = (rays.flatten(0, 2) for rays in cameras.rays())
-    if generator is None:
-        offsets = torch.full_like(origins[:, 0], 0.5)
-    else:
-        offsets = torch.rand(len(origins), generator=generator, device=generator.device).to(origins)
     near, far = sphere_bounds(origins, directions)
     hit = (far > near).nonzero()[:, 0]
-    marched = [
-        _march(field, origins[rays], directions[rays], near[rays], far[rays], offsets[rays], num_samples)
-        for rays in hit.split(MAX_RAYS_AT_ONCE)
-    ]
-    channels = origins.new_zeros(len(origins), 5).index_copy(0, hit, torch.cat(marched))
+    offsets = None
+    if generator is not None:
+        offsets = torch.rand(len(origins), generator=generator, device=generator.device).to(origins)
+    looks = []
+    for rays in hit.split(MAX_RAYS_AT_ONCE):
+        bundle = _Rays(origins[rays], directions[rays], near[rays], far[rays], rays // (height * width))
+        march = _march(field, bundle, None if offsets is None else offsets[rays], num_samples, occupancy)
+        looks.append(_look(field, bundle, march, light, normals or light is not None))
+    seen = torch.cat(looks)
+    channels = origins.new_zeros(len(origins), seen.shape[1]).index_copy(0, hit, seen)
     channels = channels.unflatten(0, (views, height, width)).permute(0, 3, 1, 2)
-    rgb, opacity, depth = channels.split([3, 1, 1], dim=1)
+    rgb, opacity, depth, *shape = channels.split([3, 1, 1, *([3, 1] if seen.shape[1] > 5 else [])], dim=1)
     empty = 1 - opacity
     if background.dim() == 1:
         background = background[:, None, None]
@@ -59,39 +71,138 @@ def render_field(
         rgb=rgb + empty * background,
         opacity=opacity,
         depth=depth + empty * far_plane(cameras)[:, None, None, None],
+        normals=shape[0] if shape else None,
+        orientation=shape[1] if shape else None,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Rays:
+    origins: Float[Tensor, "n 3"]
+    directions: Float[Tensor, "n 3"]
+    near: Float[Tensor, " n"]
+    far: Float[Tensor, " n"]
+    view: Int[Tensor, " n"]
+
+    def points(self, ray: Int[Tensor, " s"], t: Float[Tensor, " s"]) -> Float[Tensor, "s 3"]:
+        return self.origins[ray] + t[:, None] * self.directions[ray]
+
+
+@dataclass(frozen=True, eq=False)
+class _March:
+    """What is met along the rays. The samples are those that are worth a colour."""
+
+    opacity: Float[Tensor, "n 1"]
+    depth: Float[Tensor, "n 1"]  # premultiplied
+    ray: Int[Tensor, " s"]
+    t: Float[Tensor, " s"]
+    weight: Float[Tensor, " s"]
 
 
 def _march(
     field: Field,
-    origins: Float[Tensor, "n 3"],
-    directions: Float[Tensor, "n 3"],
-    near: Float[Tensor, " n"],
-    far: Float[Tensor, " n"],
-    offsets: Float[Tensor, " n"],
+    rays: _Rays,
+    offsets: Float[Tensor, " n"] | None,
     num_samples: int,
-) -> Float[Tensor, "n 5"]:
-    """Premultiplied colour, opacity and premultiplied distance of each ray.
+    occupancy: OccGridEstimator | None,
+) -> _March:
+    if occupancy is not None and rays.near.is_cuda:
+        return _march_on_gpu(field, rays, occupancy, num_samples, jittered=offsets is not None)
+    fractions = torch.linspace(0, 1, num_samples + 1, device=rays.near.device, dtype=rays.near.dtype)
+    edges = rays.near[:, None] + (rays.far - rays.near)[:, None] * fractions
+    t_starts, t_ends = edges[:, :-1], edges[:, 1:]
+    t = t_starts + (0.5 if offsets is None else offsets[:, None]) * (t_ends - t_starts)
+    points = (rays.origins[:, None] + t[..., None] * rays.directions[:, None]).flatten(0, 1)
+    if occupancy is None:
+        density = field.density(points)
+    else:
+        there = occupied(occupancy, points).nonzero()[:, 0]
+        density = points.new_zeros(len(points)).index_copy(0, there, field.density(points[there]))
+    weights, _, _ = nerfacc.render_weight_from_density(t_starts, t_ends, density.view_as(t))
+    heaviest = weights.detach().amax(dim=-1, keepdim=True)
+    ray, sample = (weights.detach() >= _least_weight(heaviest)).nonzero(as_tuple=True)
+    return _March(
+        opacity=nerfacc.accumulate_along_rays(weights),
+        depth=nerfacc.accumulate_along_rays(weights, t[..., None]),
+        ray=ray,
+        t=t[ray, sample],
+        weight=weights[ray, sample],
+    )
+
+
+def _march_on_gpu(
+    field: Field, rays: _Rays, occupancy: OccGridEstimator, num_samples: int, *, jittered: bool
+) -> _March:
+    """The same with nerfacc's CUDA kernels: as many samples a ray as there are occupied cells to cross."""
+    num_rays = len(rays.near)
+    ray, t_starts, t_ends = occupancy.sampling(
+        rays.origins,
+        rays.directions,
+        t_min=rays.near,
+        t_max=rays.far,
+        render_step_size=2 * SCENE_RADIUS / num_samples,
+        stratified=jittered,
+    )
+    t = (t_starts + t_ends) / 2
+    density = field.density(rays.points(ray, t))
+    weights, _, _ = nerfacc.render_weight_from_density(t_starts, t_ends, density, ray_indices=ray, n_rays=num_rays)
+    heaviest = torch.zeros_like(rays.near).scatter_reduce(0, ray, weights.detach(), "amax")
+    heavy = (weights.detach() >= _least_weight(heaviest)[ray]).nonzero()[:, 0]
+    return _March(
+        opacity=nerfacc.accumulate_along_rays(weights, None, ray, num_rays),
+        depth=nerfacc.accumulate_along_rays(weights, t[:, None], ray, num_rays),
+        ray=ray[heavy],
+        t=t[heavy],
+        weight=weights[heavy],
+    )
+
+
+def _least_weight(heaviest: Float[Tensor, "*rays"]) -> Float[Tensor, "*rays"]:
+    """Below this a sample of a ray is not asked for its colour."""
+    return torch.maximum(MIN_RELATIVE_WEIGHT * heaviest, heaviest.clamp(min=1e-12, max=MIN_ABSOLUTE_WEIGHT))
+
+
+def _look(
+    field: Field, rays: _Rays, march: _March, light: Light | None, with_normals: bool
+) -> Float[Tensor, "n 5"] | Float[Tensor, "n 9"]:
+    """Premultiplied colour, opacity, premultiplied distance and, if wanted, premultiplied normal and orientation.
 
     Samples too light to be asked for their colour count as having the mean colour of the rest of their ray, so that the
     gradient does not take them for black. On a surface this saves most of the work.
     """
-    fractions = torch.linspace(0, 1, num_samples + 1, device=near.device, dtype=near.dtype)
-    edges = near[:, None] + (far - near)[:, None] * fractions
-    t_starts, t_ends = edges[:, :-1], edges[:, 1:]
-    t = t_starts + offsets[:, None] * (t_ends - t_starts)
-    points = origins[:, None] + t[..., None] * directions[:, None]
-    density = field.density(points.flatten(0, 1)).view_as(t)
-    weights, _, _ = nerfacc.render_weight_from_density(t_starts, t_ends, density)
-    opacity = nerfacc.accumulate_along_rays(weights)
-    depth = nerfacc.accumulate_along_rays(weights, t[..., None])
-    heaviest = weights.detach().amax(dim=-1, keepdim=True)
-    threshold = torch.maximum(MIN_RELATIVE_WEIGHT * heaviest, heaviest.clamp(min=1e-12, max=MIN_ABSOLUTE_WEIGHT))
-    rays, samples = (weights.detach() >= threshold).nonzero(as_tuple=True)
-    heavy = weights[rays, samples]
-    colored = nerfacc.accumulate_along_rays(heavy, field.color(points[rays, samples]), rays, len(near))
-    mass = nerfacc.accumulate_along_rays(heavy, None, rays, len(near))
-    return torch.cat([colored * opacity / mass.clamp(min=1e-12), opacity, depth], dim=-1)
+    num_rays, ray, weight = len(rays.near), march.ray, march.weight
+    points = rays.points(ray, march.t)
+    color = field.color(points)
+    share = march.opacity / nerfacc.accumulate_along_rays(weight, None, ray, num_rays).clamp(min=1e-12)
+    if not with_normals:
+        colored = nerfacc.accumulate_along_rays(weight, color, ray, num_rays)
+        return torch.cat([colored * share, march.opacity, march.depth], dim=-1)
+    normals = surface_normals(field, points)
+    if light is not None:
+        color = light.shade(color, points, normals, rays.view[ray])
+    colored = nerfacc.accumulate_along_rays(weight, torch.cat([color, normals], dim=-1), ray, num_rays) * share
+    facing_away = (normals * rays.directions[ray]).sum(-1, keepdim=True).clamp(min=0).square()
+    orientation = nerfacc.accumulate_along_rays(weight.detach(), facing_away, ray, num_rays)
+    return torch.cat([colored[:, :3], march.opacity, march.depth, colored[:, 3:], orientation], dim=-1)
+
+
+def surface_normals(field: Field, points: Float[Tensor, "p 3"]) -> Float[Tensor, "p 3"]:
+    """Unit vectors against the density's gradient, by central differences; shorter where there is next to no gradient.
+
+    Differences need no second derivative of the field, and do not jump where an interpolated field has a crease.
+    """
+    offsets = NORMAL_SPACING * torch.cat([torch.eye(3), -torch.eye(3)]).to(points)
+    density = field.density((points[:, None] + offsets).flatten(0, 1)).view(-1, 2, 3)
+    gradient = (density[:, 0] - density[:, 1]) / (2 * NORMAL_SPACING)
+    return -gradient / (gradient.square().sum(-1, keepdim=True) + NEGLIGIBLE_GRADIENT**2).sqrt()
+
+
+def occupied(occupancy: OccGridEstimator, points: Float[Tensor, "p 3"]) -> Bool[Tensor, " p"]:
+    """Whether the cell of the scene's cube that a point lies in may hold something."""
+    resolution = len(occupancy.binaries[0])
+    cells = ((points / SCENE_RADIUS + 1) / 2 * resolution).long().clamp(0, resolution - 1)
+    marked: Tensor = occupancy.binaries[0][cells[:, 0], cells[:, 1], cells[:, 2]]
+    return marked
 
 
 def sphere_bounds(

@@ -4,36 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from psd.cameras import Cameras
 from psd.scenes.base import ParamGroup, Render, Scene
-from psd.scenes.volume_rendering import SCENE_RADIUS, lattice, render_field
+from psd.scenes.volume import VolumeConfig, VolumeRenderer
+from psd.scenes.volume_rendering import SCENE_RADIUS, lattice
 
 
 @dataclass(frozen=True, kw_only=True)
-class VoxelGridConfig:
+class VoxelGridConfig(VolumeConfig):
+    num_samples: int = 48  # per ray
     resolution: int = 40  # nodes along each side of the fine level
     coarse_resolution: int = 20
     coarse_steps: int = 50  # the fine level is off for so many steps, then fades in over as many again
-    num_samples: int = 48  # per ray
     density_scale: float = 10.0  # density per unit of softplus(raw)
     blob_density: float = 10.0  # at the centre, before the first step
     blob_radius: float = 0.2  # distance over which the first density falls by a factor e
     lr_density: float = 0.2
     lr_color: float = 0.1
-    sparsity: float = 0.0  # weight of the mean opacity
-    opacity_entropy: float = 0.0  # weight of the mean of 4 o (1 - o)
     smoothness: float = 0.0  # weight of the squared differences between neighbouring nodes
-    ramp_steps: int = 100  # sparsity and opacity entropy grow linearly from 0 to their weights over so many steps
 
     def __post_init__(self) -> None:
-        for name in ("resolution", "coarse_resolution", "num_samples"):
+        super().__post_init__()
+        for name in ("resolution", "coarse_resolution"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be >= 2, got {getattr(self, name)}")
         if self.coarse_resolution > self.resolution:
@@ -43,7 +41,7 @@ class VoxelGridConfig:
         for name in ("density_scale", "blob_density", "blob_radius", "lr_density", "lr_color"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-        for name in ("coarse_steps", "sparsity", "opacity_entropy", "smoothness", "ramp_steps"):
+        for name in ("coarse_steps", "smoothness"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}; 0 turns it off")
 
@@ -68,16 +66,8 @@ class GridField:
         return torch.sigmoid(_interpolate(self.raw_color, points))
 
 
-class _VoxelGridExtraState(TypedDict):
-    step: int
-    generator: UInt8[Tensor, " state"]
-
-
 class VoxelGrid(Scene):
-    """The sum of a coarse and a fine grid; the fine one fades in, so that shape is settled before detail.
-
-    Rays are jittered in training mode, from a generator of the scene's own that the state dict holds.
-    """
+    """The sum of a coarse and a fine grid; the fine one fades in, so that shape is settled before detail."""
 
     def __init__(self, config: VoxelGridConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -91,12 +81,11 @@ class VoxelGrid(Scene):
         self.register_buffer("blob", _blob(config), persistent=False)
         self.upsampling: Tensor
         self.register_buffer("upsampling", _linear_upsampling(coarse, fine), persistent=False)
-        self._generator = torch.Generator().manual_seed(seed)
-        self._step = 0
+        self.renderer = VolumeRenderer(config, seed=seed)
 
     def render(self, cameras: Cameras, background: Float[Tensor, "3"] | Float[Tensor, "v 3 h w"]) -> Render:
-        generator = self._generator if self.training else None
-        return render_field(self.field(), cameras, background, num_samples=self.config.num_samples, generator=generator)
+        rendered: Render = self.renderer(self.field(), cameras, background)
+        return rendered
 
     def field(self) -> GridField:
         detail = self._detail()
@@ -114,33 +103,20 @@ class VoxelGrid(Scene):
         ]
 
     def regularization(self, render: Render, step: int) -> dict[str, Tensor]:
-        config, losses = self.config, dict[str, Tensor]()
-        ramp = min(1.0, step / config.ramp_steps) if config.ramp_steps else 1.0
-        if config.sparsity:
-            losses["sparsity"] = ramp * config.sparsity * render.opacity.mean()
-        if config.opacity_entropy:
-            haze = 4 * render.opacity * (1 - render.opacity)
-            losses["opacity_entropy"] = ramp * config.opacity_entropy * haze.mean()
-        if config.smoothness:
+        losses = self.renderer.losses(render, step)
+        if self.config.smoothness:
             roughness = torch.stack([_roughness(parameter) for parameter in self.parameters()])
-            losses["smoothness"] = config.smoothness * roughness.sum()
+            losses["smoothness"] = self.config.smoothness * roughness.sum()
         return losses
 
     def on_step(self, step: int) -> None:
-        self._step = step
-
-    def get_extra_state(self) -> _VoxelGridExtraState:
-        return _VoxelGridExtraState(step=self._step, generator=self._generator.get_state())
-
-    def set_extra_state(self, state: _VoxelGridExtraState) -> None:
-        self._step = state["step"]
-        self._generator.set_state(state["generator"].cpu())
+        self.renderer.step = step
 
     def _detail(self) -> float:
         """How much of the fine level is there: 0 while the shape settles, 1 in the end."""
         if not self.config.coarse_steps:
             return 1.0
-        return min(1.0, max(0.0, self._step / self.config.coarse_steps - 1))
+        return min(1.0, max(0.0, self.renderer.step / self.config.coarse_steps - 1))
 
     def _upsample(self, coarse: Float[Tensor, "1 c z y x"]) -> Float[Tensor, "1 c Z Y X"]:
         along_x = coarse @ self.upsampling.T

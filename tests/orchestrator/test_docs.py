@@ -57,7 +57,9 @@ def settings(schema: type, prefix: str = "") -> dict[str, str]:
             found[key] = default(field)
         else:
             for part in parts:
-                found |= settings(part, f"{key}.")
+                for name, value in settings(part, f"{key}.").items():
+                    # where kinds differ in their defaults, they stand in the order of the union
+                    found[name] = " or ".join(dict.fromkeys(f"{found.get(name, value)} or {value}".split(" or ")))
             if len(parts) > 1:
                 is_given = field.default is MISSING
                 found[f"{key}.kind"] = "required" if is_given else f"`{field.default.kind}`"  # type: ignore[union-attr]

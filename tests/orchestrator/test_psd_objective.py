@@ -16,14 +16,14 @@ from torch import Tensor
 from orchestrator.config import CONF
 from orchestrator.experiment_config.distillation import NegativeEmbeddingConfig
 from orchestrator.experiment_config.experiment import experiment
-from orchestrator.experiment_config.scenes import VoxelGridConfig
+from orchestrator.experiment_config.scenes import HashGridConfig, ShadingConfig, VoxelGridConfig
 from orchestrator.failure import classify
 from orchestrator.objective import Progress
 from orchestrator.psd_objective.objective import PsdObjective
 from orchestrator.trial import FailureKind, RunSpec
 from psd.distillation import negative_embedding
 from psd.priors.multiview import MultiviewPrior
-from psd.scenes import voxel_grid
+from psd.scenes import hash_grid, shading, voxel_grid
 from tests.psd.checkpoints import save_prior, save_reward
 
 
@@ -74,6 +74,18 @@ def test_scores_and_pictures_come_when_they_are_due(spec: RunSpec, tmp_path: Pat
     assert experiment(spec.config).metrics.items() <= {n.removeprefix("eval/"): n for n in last.metrics}.items()
     assert {"contact_sheet", "turntable"} <= last.files.keys()
     assert all(path.stat().st_size for path in last.files.values())
+
+
+def test_a_hash_grid_with_light_is_made_of_its_settings(spec: RunSpec, tmp_path: Path) -> None:
+    scene = {
+        "kind": "hash_grid", "num_samples": 8, "num_levels": 2, "log2_table_size": 8, "base_resolution": 4,
+        "orientation": {"kind": "linear", "start": 0, "end": 1, "end_step": 4},
+        "shading": {"enabled": True, "start_step": 1},
+    }  # fmt: skip
+    run = PsdObjective().start(replace(spec, config={**spec.config, "scene": scene}), tmp_path, None)
+    _, _, last = (run.advance() for _ in range(3))
+    assert "train/orientation" in last.metrics
+    assert {"eval/fog", "eval/floaters", "eval/agreement"} <= last.metrics.keys()
 
 
 def test_in_2d_a_picture_comes_out(spec: RunSpec, tmp_path: Path) -> None:
@@ -133,13 +145,15 @@ def test_out_of_memory_names_the_settings_that_lower_it(
     ("mine", "theirs"),
     [
         (VoxelGridConfig, voxel_grid.VoxelGridConfig),
+        (HashGridConfig, hash_grid.HashGridConfig),
+        (ShadingConfig, shading.Shading),
         (NegativeEmbeddingConfig, negative_embedding.NegativeEmbeddingConfig),
     ],
 )
 def test_settings_and_defaults_are_those_of_psd(mine: Any, theirs: Any) -> None:
     def defaults(schema: Any) -> dict[str, object]:
         values = {field.name: getattr(field.default, "value", field.default) for field in fields(schema)}
-        return {name: value for name, value in values.items() if name not in ("kind", "enabled")}
+        return {name: value for name, value in values.items() if name not in ("kind", "enabled", "shading")}
 
     assert defaults(mine) == defaults(theirs)
 

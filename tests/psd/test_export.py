@@ -12,6 +12,7 @@ import torch
 import trimesh
 
 from psd.export import contact_sheet, field_to_mesh, save_mesh, save_turntable
+from psd.scenes.base import Field
 from psd.scenes.volume_rendering import SCENE_RADIUS
 from tests.psd.fields import GREEN, RED, Balls, Fog
 
@@ -40,12 +41,41 @@ def test_a_soft_ball_becomes_a_sphere_of_the_radius_of_its_level() -> None:
     assert np.allclose(colors[(mesh.vertices < -1e-3).any(axis=1)], RED, atol=0.003)
 
 
-def test_the_automatic_level_is_half_absorption_within_a_tenth() -> None:
-    mesh = field_to_mesh(SoftBall(), resolution=64)
-    radius = 1 - np.log(2) / 0.1 / 20
-    assert np.abs(np.linalg.norm(mesh.vertices, axis=1) - radius).max() < 0.02
-    thin = field_to_mesh(Balls(level=2.0), resolution=64)  # nothing is solid: half of the highest density
-    assert thin.is_watertight
+class Logistic:
+    """A ball whose density falls from 50 to 0 across a shell at radius 0.6."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, softness: float) -> None:
+        self.softness = softness
+
+    def density(self, points: torch.Tensor) -> torch.Tensor:
+        return 50 * torch.sigmoid((0.6 - points.norm(dim=-1)) / self.softness)
+
+    def color(self, points: torch.Tensor) -> torch.Tensor:
+        return Balls().color(points)
+
+
+@pytest.mark.parametrize("field", [Balls(radii=(0.6,)), Balls(radii=(0.6,), level=3.0), Logistic(0.005)])
+def test_the_automatic_level_recovers_a_balls_radius_within_a_voxel(field: Field) -> None:
+    mesh = field_to_mesh(field, resolution=64)
+    voxel = 2 * SCENE_RADIUS / 63
+    assert np.abs(np.linalg.norm(mesh.vertices, axis=1) - 0.6).max() < voxel
+    assert mesh.is_watertight
+
+
+@pytest.mark.parametrize("field", [Logistic(0.05), SoftBall()])
+def test_a_soft_surface_lies_where_its_outline_is_seen(field: Field) -> None:
+    """The radius at which a ray that passes the ball loses half of its light, by bisection on a fine sum."""
+    low, high = 0.0, SCENE_RADIUS
+    along = torch.linspace(-SCENE_RADIUS, SCENE_RADIUS, 2001)
+    for _ in range(30):
+        beside = (low + high) / 2
+        points = torch.stack([along, torch.full_like(along, beside), torch.zeros_like(along)], dim=-1)
+        absorbed = float(field.density(points).mean()) * 2 * SCENE_RADIUS
+        low, high = (beside, high) if absorbed > np.log(2) else (low, beside)
+    mesh = field_to_mesh(field, resolution=64)
+    assert np.abs(np.linalg.norm(mesh.vertices, axis=1) - low).max() < 2 * SCENE_RADIUS / 63
 
 
 def test_a_scene_that_fills_the_sphere_is_closed() -> None:
@@ -53,7 +83,7 @@ def test_a_scene_that_fills_the_sphere_is_closed() -> None:
 
 
 def test_an_empty_scene_is_an_error_that_says_so() -> None:
-    with pytest.raises(ValueError, match=r"the scene is empty: its highest density is 0\.1.* optimise for more steps"):
+    with pytest.raises(ValueError, match=r"the scene is empty: its highest density is 0\.1.*; optimise for more steps"):
         field_to_mesh(Fog(0.1), resolution=16)
     with pytest.raises(ValueError, match="level must lie between 0 and the highest density 200"):
         field_to_mesh(Balls(), resolution=16, level=300.0)

@@ -1,8 +1,7 @@
-"""The voxel grid: what it starts as, how it learns, and that a resumed one continues bit for bit."""
+"""The voxel grid: what it starts as, and how it learns; what every scene must do is in tests/contracts."""
 
 from __future__ import annotations
 
-import io
 import math
 
 import pytest
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from psd.scenes.base import render_still
 from psd.scenes.volume_rendering import SCENE_RADIUS, render_field
 from psd.scenes.voxel_grid import VoxelGrid, VoxelGridConfig
+from psd.schedules import Constant
 from tests.psd.fields import Balls, views
 
 SMALL = VoxelGridConfig(resolution=12, coarse_resolution=6, num_samples=24, coarse_steps=3)
@@ -24,16 +24,6 @@ def small_grid() -> VoxelGrid:
         for parameter in grid.parameters():
             parameter.normal_()
     return grid
-
-
-def train(grid: VoxelGrid, optimizer: torch.optim.Adam, steps: range) -> None:
-    for step in steps:
-        render = grid.render(views(40.0 * step, 40.0 * step + 90, size=12), WHITE)
-        loss = render.rgb.square().mean() + sum(grid.regularization(render, step).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        grid.on_step(step + 1)
 
 
 def test_it_starts_as_a_soft_grey_ball_in_the_centre() -> None:
@@ -73,21 +63,6 @@ def test_the_fine_level_fades_in() -> None:
         assert torch.allclose(grid.field().raw_color, coarse + detail * grid.fine_color, atol=1e-5), step
 
 
-def test_every_parameter_is_in_a_group_and_gets_a_gradient() -> None:
-    grid = small_grid()
-    grid.on_step(10)
-    grid.render(views(0.0, 90.0, size=12), WHITE).rgb.square().mean().backward()
-    groups = {group["name"]: group for group in grid.param_groups()}
-    assert groups["density"]["lr"] == SMALL.lr_density
-    assert groups["color"]["lr"] == SMALL.lr_color
-    grouped = [parameter for group in groups.values() for parameter in group["params"]]
-    assert {id(p) for p in grouped} == {id(p) for p in grid.parameters()}
-    for name, parameter in grid.named_parameters():
-        assert parameter.grad is not None, name
-        assert torch.isfinite(parameter.grad).all(), name
-        assert parameter.grad.abs().sum() > 0, name
-
-
 def test_it_learns_a_ball_from_its_pictures() -> None:
     resolution, num_samples = round(16 * SCENE_RADIUS), round(24 * SCENE_RADIUS)  # as fine for a scene of any size
     grid = VoxelGrid(
@@ -114,55 +89,14 @@ def test_it_learns_a_ball_from_its_pictures() -> None:
     assert (truth.rgb - render.rgb).abs().mean() < 0.03
 
 
-def test_ten_steps_saved_and_loaded_and_ten_more_are_twenty() -> None:
-    config = VoxelGridConfig(
-        resolution=8, coarse_resolution=4, num_samples=8, coarse_steps=8, ramp_steps=15,
-        sparsity=0.1, opacity_entropy=0.1, smoothness=0.1,
-    )  # fmt: skip
-    straight = VoxelGrid(config, seed=1)
-    optimizer = torch.optim.Adam(straight.param_groups())
-    train(straight, optimizer, range(10))
-    file = io.BytesIO()
-    torch.save((straight.state_dict(), optimizer.state_dict()), file)
-    train(straight, optimizer, range(10, 20))
-
-    resumed = VoxelGrid(config, seed=2)
-    optimizer = torch.optim.Adam(resumed.param_groups())
-    file.seek(0)
-    scene_state, optimizer_state = torch.load(file, weights_only=True)
-    resumed.load_state_dict(scene_state)
-    optimizer.load_state_dict(optimizer_state)
-    train(resumed, optimizer, range(10, 20))
-    for (name, expected), actual in zip(straight.named_parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(expected, actual), name
-    assert torch.equal(straight.get_extra_state()["generator"], resumed.get_extra_state()["generator"])
-
-
-def test_a_still_leaves_no_trace() -> None:
-    grid, cameras = small_grid(), views(0.0, size=12)
-    before = grid.get_extra_state()["generator"]
-    first, second = (render_still(grid, cameras, WHITE) for _ in range(2))
-    assert torch.equal(first.rgb, second.rgb)
-    assert not first.rgb.requires_grad
-    assert grid.training
-    assert torch.equal(grid.get_extra_state()["generator"], before)
-    assert not torch.equal(grid.render(cameras, WHITE).rgb, grid.render(cameras, WHITE).rgb), "training jitters"
-
-
 def test_regularization_by_hand() -> None:
-    config = VoxelGridConfig(
-        resolution=4, coarse_resolution=2, ramp_steps=10, sparsity=2.0, opacity_entropy=3.0, smoothness=5.0
-    )
-    grid = VoxelGrid(config)
+    grid = VoxelGrid(VoxelGridConfig(resolution=4, coarse_resolution=2, smoothness=5.0, sparsity=Constant(2.0)))
     with torch.no_grad():
         grid.coarse_density[..., 1] = 2.0  # x: every difference is 2, along y and z there is none
     render = render_still(grid, views(0.0, size=8), WHITE)
     losses = grid.regularization(render, step=5)
-    assert float(losses["sparsity"]) == pytest.approx(0.5 * 2 * float(render.opacity.mean()))
-    haze = 4 * render.opacity * (1 - render.opacity)
-    assert float(losses["opacity_entropy"]) == pytest.approx(0.5 * 3 * float(haze.mean()))
+    assert losses.keys() == {"sparsity", "smoothness"}
     assert float(losses["smoothness"].detach()) == pytest.approx(5 * 2.0**2)
-    assert float(grid.regularization(render, step=30)["sparsity"]) == pytest.approx(2 * float(losses["sparsity"]))
     assert VoxelGrid(SMALL).regularization(render, step=5) == {}
 
 
