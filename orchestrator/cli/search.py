@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import tenacity
 
@@ -16,6 +16,9 @@ from orchestrator.pruning import Watch, WilcoxonPruning
 from orchestrator.study import Study, TrialRecord
 from orchestrator.warm_start import KnownPoint, known_points
 
+if TYPE_CHECKING:
+    from orchestrator.optuna_study import OptunaStudy
+
 PATIENCE_S = 900.0  # that a study may be away before and after the sweep; while it runs, the driver goes on without
 T = TypeVar("T")
 
@@ -25,38 +28,46 @@ def open_study(sweep: Sweep) -> Iterator[Study]:
     """Raises:
     UserError: the study cannot be opened, is another driver's, or cannot be warm-started.
     """
-    from orchestrator.optuna_study import OptunaStudy, Sampling, claim_study
+    from orchestrator.optuna_study import claim_study
 
-    search, url = sweep.config.search, sweep.storage_url
-    try:
-        with claim_study(url, sweep.config.name, shared=sweep.config.share_study) as granted:
-            if not granted:
+    with ExitStack() as stack:
+        try:
+            claim = claim_study(sweep.storage_url, sweep.config.name, shared=sweep.config.share_study)
+            if not stack.enter_context(claim):
                 raise UserError(
                     f"the study {sweep.config.name} in {sweep.shown_storage} is another driver's",
                     file=sweep.source,
                     key="storage",
                     remedy="wait for it, use another `name`, or on PostgreSQL let both set share_study=true",
                 )
-            yield OptunaStudy(
-                name=sweep.config.name,
-                storage_url=url,
-                space=sweep.space,
-                directions=["maximize" if goal.maximize else "minimize" for goal in sweep.goals],
-                sampling=Sampling(
-                    kind="grid" if sweep.walks_a_grid else search.sampler,
-                    seed=search.seed,
-                    startup_trials=search.startup_trials,
-                    population_size=search.population_size,
-                ),
-                pruning=search.pruning,
-                num_steps=sweep.experiment["optimization"]["num_steps"],
-                start=search.start,
-                known=_known_points(sweep),
-                owner=config.output_id(sweep),
-                shared=sweep.config.share_study,
-            )
-    except ValueError as error:
-        raise UserError(str(error), file=sweep.source, key="storage") from None
+            study = stack.enter_context(closing(_open(sweep)))
+        except ValueError as error:
+            raise UserError(str(error), file=sweep.source, key="storage") from None
+        yield study
+
+
+def _open(sweep: Sweep) -> OptunaStudy:
+    from orchestrator.optuna_study import OptunaStudy, Sampling
+
+    search = sweep.config.search
+    return OptunaStudy(
+        name=sweep.config.name,
+        storage_url=sweep.storage_url,
+        space=sweep.space,
+        directions=["maximize" if goal.maximize else "minimize" for goal in sweep.goals],
+        sampling=Sampling(
+            kind="grid" if sweep.walks_a_grid else search.sampler,
+            seed=search.seed,
+            startup_trials=search.startup_trials,
+            population_size=search.population_size,
+        ),
+        pruning=search.pruning,
+        num_steps=sweep.experiment["optimization"]["num_steps"],
+        start=search.start,
+        known=_known_points(sweep),
+        owner=config.output_id(sweep),
+        shared=sweep.config.share_study,
+    )
 
 
 def watch(sweep: Sweep) -> Watch:

@@ -44,6 +44,13 @@ def open_storage(url: str) -> BaseStorage:
         raise ValueError(f"the storage {without_password(url)} cannot be opened: {message}{remedy}") from None
 
 
+def close_storage(storage: BaseStorage) -> None:
+    """Let go of a database's connections."""
+    storage.remove_session()
+    if isinstance(storage, RDBStorage):
+        storage.engine.dispose()
+
+
 def exists(url: str) -> bool:
     """Whether there is a storage to read, as far as that can be seen without making one."""
     return _file_of(url).exists() if url.startswith((SQLITE, JOURNAL)) else True

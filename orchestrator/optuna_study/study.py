@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.optuna_study.pruners import make_pruner
 from orchestrator.optuna_study.samplers import Sampling, make_sampler
-from orchestrator.optuna_study.storage import answered, exists, make_lasting, open_storage
+from orchestrator.optuna_study.storage import answered, close_storage, exists, make_lasting, open_storage
 from orchestrator.pruning import NoPruning, Pruning
 from orchestrator.search_space import CategoricalDomain, Domain, FloatDomain, IntDomain, SearchSpace
 from orchestrator.study import Suggestion, TrialRecord
@@ -67,9 +67,10 @@ class OptunaStudy:
         self._owner, self._shared = owner, shared
         self._token: str | None = None
         self._distributions = {key: _distribution(domain) for key, domain in space.domains.items()}
+        self._backend = None if storage_url is None else open_storage(storage_url)
         self._study = optuna.create_study(
             study_name=name,
-            storage=None if storage_url is None else open_storage(storage_url),
+            storage=self._backend,
             directions=list(directions),
             pruner=make_pruner(pruning or NoPruning(), num_steps=num_steps),
             load_if_exists=True,
@@ -129,6 +130,10 @@ class OptunaStudy:
 
     def records(self) -> Sequence[TrialRecord]:
         return answered(lambda: _records(self._trials(), self._is_mine))
+
+    def close(self) -> None:
+        if self._backend is not None:
+            close_storage(self._backend)
 
     def _create(self, token: str) -> int:
         """A running trial that is ours from its first moment, whatever is killed when."""
@@ -218,9 +223,11 @@ def read_records(*, name: str, storage_url: str) -> Sequence[TrialRecord]:
     storage = open_storage(storage_url)
     try:
         study_id = storage.get_study_id_from_name(name)
+        return _records(storage.get_all_trials(study_id, deepcopy=False), lambda trial: True)
     except KeyError:
         return []
-    return _records(storage.get_all_trials(study_id, deepcopy=False), lambda trial: True)
+    finally:
+        close_storage(storage)
 
 
 def _num_imported(trials: Sequence[FrozenTrial]) -> int:

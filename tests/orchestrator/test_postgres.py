@@ -1,0 +1,225 @@
+"""Studies in a real PostgreSQL server, which is killed; skipped where there is none (Debian's package postgresql)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from orchestrator.budget import Budget
+from orchestrator.checkpoints import DirectoryCheckpoints
+from orchestrator.clock import ManualClock
+from orchestrator.driver import StorageUnavailable, SweepDriver, SweepEvent, TrialCompleted
+from orchestrator.failure import FailurePolicy
+from orchestrator.goals import Goal
+from orchestrator.local_pool import LocalPool
+from orchestrator.optuna_study import OptunaStudy, Sampling, claim_study, read_records
+from orchestrator.search_space import FloatDomain, SearchSpace
+from orchestrator.study import Study, Suggestion, unfinished
+from orchestrator.testing import FakeObjective, RecordingTracker
+from orchestrator.trial import RunSpec, TrialSpec
+from orchestrator.worker import WorkerSetup
+
+USER, PASSWORD = "sweeper", "s3cret-word"
+SPACE = SearchSpace(domains={"x": FloatDomain(low=0, high=6)}, conditions={})
+NUM_TRIALS = 6
+
+
+def _program(name: str) -> str | None:
+    """Where one of PostgreSQL's programs is; Debian keeps them off the path."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return shutil.which(name, path=os.pathsep.join([*map(str, folders), os.environ.get("PATH", "")]))
+
+
+class Server:
+    """A server of its own, as another user where the tests run as root, since it refuses to be root's."""
+
+    def __init__(self, folder: Path, initdb: str, postgres: str) -> None:
+        self._folder, self._postgres = folder, postgres
+        self._user: dict[str, Any] = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        (folder / "password").write_text(PASSWORD)
+        if self._user:
+            for path in (folder, folder / "password"):
+                shutil.chown(path, **self._user)
+        words = [
+            "-U",
+            USER,
+            f"--pwfile={folder / 'password'}",
+            "--auth=scram-sha-256",
+            "--no-sync",
+            "--no-instructions",
+        ]
+        command = [initdb, "-D", str(folder / "data"), *words]
+        subprocess.run(command, check=True, capture_output=True, cwd=folder, **self._user)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def url(self, password: str = PASSWORD) -> str:
+        return f"postgresql://{USER}:{password}@127.0.0.1:{self._port}/postgres"
+
+    def start(self) -> None:
+        words = ["-D", str(self._folder / "data"), "-p", str(self._port), "-k", str(self._folder)]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._postgres, *words, "-c", "listen_addresses=127.0.0.1"],
+                stdout=log, stderr=log, cwd=self._folder, start_new_session=True, **self._user,
+            )  # fmt: skip
+        deadline_s = time.monotonic() + 60
+        while not self._answers():
+            assert time.monotonic() < deadline_s, (self._folder / "log").read_text()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def _answers(self) -> bool:
+        try:
+            psycopg.connect(self.url(), connect_timeout=5).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    initdb, postgres = _program("initdb"), _program("postgres")
+    if initdb is None or postgres is None:
+        pytest.skip("PostgreSQL's initdb and postgres are not here; apt-get install postgresql")
+    folder = Path(tempfile.mkdtemp(prefix="psd-postgres-"))  # not pytest's, into which only its own user can look
+    server = Server(folder, initdb, postgres)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(folder)
+
+
+class Studies(contextlib.ExitStack):
+    """Studies that are closed when the test ends."""
+
+    def open(self, server: Server, name: str, **changes: Any) -> OptunaStudy:
+        study = OptunaStudy(**{"name": name, "storage_url": server.url(), "space": SPACE, **changes})
+        return self.enter_context(contextlib.closing(study))
+
+
+@pytest.fixture
+def studies() -> Iterator[Studies]:
+    with Studies() as studies:
+        yield studies
+
+
+def test_a_wrong_password_is_told_without_it(server: Server) -> None:
+    for call in (
+        lambda: OptunaStudy(name="s", storage_url=server.url("wr0ng-word"), space=SPACE),
+        lambda: claim_study(server.url("wr0ng-word"), "s", shared=False).__enter__(),
+    ):
+        with pytest.raises(ValueError, match=r"cannot be opened: .*password authentication failed") as caught:
+            call()
+        assert "wr0ng-word" not in str(caught.value)
+
+
+def test_drivers_share_a_study_only_if_both_choose_to(server: Server) -> None:
+    with claim_study(server.url(), "claimed", shared=False) as alone:
+        with claim_study(server.url(), "claimed", shared=True) as second:
+            assert (alone, second) == (True, False)
+        with claim_study(server.url(), "other", shared=False) as other:
+            assert other
+    with (
+        claim_study(server.url(), "claimed", shared=True) as first,
+        claim_study(server.url(), "claimed", shared=True) as second,
+        claim_study(server.url(), "claimed", shared=False) as third,
+    ):
+        assert (first, second, third) == (True, True, False)
+
+
+def test_drivers_that_share_a_study_adopt_their_own_trials_alone(server: Server, studies: Studies) -> None:
+    ours, theirs = (studies.open(server, "shared", owner=owner, shared=True) for owner in ("ours", "theirs"))
+    asked = [(study.ask(), study) for study in (ours, theirs, ours, theirs)]
+    assert [suggestion.number for suggestion, _ in asked] == [0, 1, 2, 3]
+    assert len({suggestion.params["x"] for suggestion, _ in asked}) == 4
+    ours.complete(0, [1.0], {}, {})
+    again = studies.open(server, "shared", owner="ours", shared=True)
+    assert [suggestion.number for suggestion in unfinished(again.records())] == [2]
+    alone = studies.open(server, "shared", owner="later")  # nobody else is there: what they left is adopted
+    assert [suggestion.number for suggestion in unfinished(alone.records())] == [1, 2, 3]
+
+
+class _Sweep:
+    """A sweep of one run a trial, over a folder of its own."""
+
+    def __init__(self, folder: Path, study: Study) -> None:
+        self.events: list[SweepEvent] = []
+        self.clock = ManualClock()
+        runs = folder / "runs"
+        checkpoints = DirectoryCheckpoints(runs)
+        setup = WorkerSetup(
+            objective=FakeObjective, runs=runs, checkpoints=checkpoints, tracker=RecordingTracker, checkpoint_every=10
+        )
+        self.driver = SweepDriver(
+            study=study,
+            pool=LocalPool(setup, num_workers=2),
+            planner=_plan,
+            goals=[Goal(name="score", metric="eval/score")],
+            runs=runs,
+            checkpoints=checkpoints,
+            failure_policy=FailurePolicy(),
+            budget=Budget(max_trials=NUM_TRIALS),
+            clock=self.clock,
+            on_event=self.events.append,
+        )
+
+    def step(self) -> bool:
+        self.clock.advance(0.5)
+        return self.driver.step(timeout_s=0.0)
+
+    def count(self, kind: type) -> int:
+        return sum(isinstance(event, kind) for event in self.events)
+
+
+def _plan(suggestion: Suggestion) -> TrialSpec:
+    config: Mapping[str, Any] = {**suggestion.params, "num_steps": 20, "steps_per_chunk": 5}
+    run_id = f"t{suggestion.number:04d}-p00-s0"
+    run = RunSpec(run_id=run_id, trial=suggestion.number, prompt="a red cube", seed=0, config=config)
+    return TrialSpec(number=suggestion.number, params=suggestion.params, runs=(run,))
+
+
+def test_a_killed_server_costs_time_and_nothing_else(server: Server, studies: Studies, tmp_path: Path) -> None:
+    sampling = Sampling(kind="random", seed=3)
+    undisturbed = OptunaStudy(name="s", storage_url=None, space=SPACE, sampling=sampling)
+    reference = _Sweep(tmp_path / "reference", undisturbed)
+    while reference.step():
+        pass
+
+    study = studies.open(server, "killed", sampling=sampling)
+    sweep = _Sweep(tmp_path / "killed", study)
+    for num_complete in (1, 3):
+        while sweep.count(TrialCompleted) < num_complete:
+            assert sweep.step()
+        server.kill()
+        before = sweep.count(StorageUnavailable)
+        while sweep.count(StorageUnavailable) < before + 3:
+            assert sweep.step()
+        server.start()
+    while sweep.step():
+        pass
+    assert read_records(name="killed", storage_url=server.url()) == undisturbed.records()
+    assert [record.state for record in undisturbed.records()] == ["complete"] * NUM_TRIALS
+    assert sweep.count(TrialCompleted) == NUM_TRIALS
