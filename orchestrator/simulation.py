@@ -69,6 +69,7 @@ class World:
         self.num_boundaries += 1
         if self.num_boundaries == self._kill_at:
             self.num_faults["driver killed"] += 1
+            self.random.seed(self._kill_at)  # the same sweep up to here, another one from here
             raise DriverKilled
 
     def at(self, delay_s: float, action: Callable[[], None]) -> None:
