@@ -50,6 +50,15 @@ def test_the_shipped_sweeps_are_valid_and_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 30
 
 
+def test_the_hash_grid_of_the_built_in_world_is_valid() -> None:
+    scene = experiment(config.load_asset("a red cube", ["experiment=toybox_hash_grid"]).experiment).scene
+    assert (scene.kind, scene.num_samples, scene.sparsity) == (
+        "hash_grid",
+        48,
+        LinearConfig(start=0, end=30, end_step=100),
+    )
+
+
 def test_a_domain_has_the_type_of_its_setting(tmp_path: Path) -> None:
     space = {
         GUIDANCE: {"low": 2, "high": 30, "log": True},

@@ -89,11 +89,13 @@ def test_only_occupied_cells_are_asked_and_nothing_is_lost() -> None:
             type(self).asked += len(points)
             return super().density(points)
 
-    scene, ball, cameras = HashGrid(SMALL), Counting(radii=(0.4,)), views(0.0, 90.0)
+    scene, ball, cameras = HashGrid(SMALL), Counting(centres=((0.4, 0.0, 0.2),), radii=(0.4,)), views(0.0, 90.0)
     ticks = ((torch.arange(16) + 0.5) / 16 * 2 - 1) * SCENE_RADIUS
     centres = torch.stack(torch.meshgrid(ticks, ticks, ticks, indexing="ij"), dim=-1)
-    scene.occupancy.binaries[0] = centres.norm(dim=-1) < 0.4 + 2 * SCENE_RADIUS / 16 * math.sqrt(3) / 2
-    assert occupied(scene.occupancy, torch.tensor([[0.0, 0, 0.3], [0.9, 0, 0], [5.0, 0, 0]])).tolist() == [
+    scene.occupancy.binaries[0] = (centres - torch.tensor([0.4, 0.0, 0.2])).norm(
+        dim=-1
+    ) < 0.4 + 2 * SCENE_RADIUS / 16 * math.sqrt(3) / 2
+    assert occupied(scene.occupancy, torch.tensor([[0.7, 0, 0.2], [0.2, 0, 0.9], [5.0, 0, 0]])).tolist() == [
         True,
         False,
         False,
