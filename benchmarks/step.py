@@ -1,11 +1,13 @@
-"""What a step costs: milliseconds of each phase under SDS and under PSD, and their ratio.
+"""What a step costs under each method: milliseconds, phase by phase, and GPU memory.
 
-python benchmarks/step.py                      # the built-in world's checkpoints
-python benchmarks/step.py --random             # random weights of the same size
-python benchmarks/step.py --prior DIR --reward DIR
+python -m benchmarks.step                        # the built-in world's checkpoints
+python -m benchmarks.step --prior mid-size       # random weights: on a CPU, a step of a second or so
+python -m benchmarks.step --prior sd21-size      # random weights of MVDream's and HPSv2.1's size; for a GPU
+python -m benchmarks.step --prior DIR --reward DIR
 
-Steps of both methods take turns, so that a busy machine slows both alike; numbers are medians. The floor is what PSD
-would cost if only its doubled number of network calls cost anything.
+The methods take turns, step by step, so that a busy machine slows all alike. A number is the mean of four medians, one
+for every fourth step, so that work that is due every fourth step counts. The floor is what a method would cost if it
+differed from SDS in nothing but the number of views that the UNet denoises.
 """
 
 from __future__ import annotations
@@ -13,21 +15,25 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
+import subprocess
+import sys
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
+from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
-from rich.console import Console
-from rich.table import Table
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 import psd
 from psd.cameras import CameraSampler
 from psd.distillation.distillation import Distillation
+from psd.distillation.negative_embedding import NegativeEmbeddingConfig
 from psd.distillation.residuals import X0Reconstruction
-from psd.distillation.weightings import PreferenceWeighting, SingleWeighting, Weighting
+from psd.distillation.reward_gradient import RewardGradientConfig, RewardImage
+from psd.distillation.weightings import DreamDpoWeighting, MinMaxWeighting, PreferenceWeighting, SingleWeighting
 from psd.optimization import Optimization
 from psd.phases import record_phases
 from psd.priors.base import NoiseSchedule, Prior
@@ -41,143 +47,297 @@ from psd.scenes.backgrounds import FlatBackground
 from psd.scenes.voxel_grid import VoxelGrid, VoxelGridConfig
 from psd.schedules import Constant
 
+ROOT = Path(__file__).parents[1]
 CHECKPOINTS = Path(psd.__file__).parent / "toybox" / "checkpoints"
-PHASES = ("render", "encode", "unet", "decode", "reward", "backward", "optimizer")
+PHASES = ("render", "encode", "unet", "decode", "reward", "negative", "backward", "optimizer")
 START, END = "<|startoftext|>", "<|endoftext|>"
-MAX_TOKENS, TEXT_WIDTH = 32, 96  # every letter is a token
+NUM_WARMUP, CYCLE = 4, 4  # steps; work that is not due at every step is due every fourth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Models with random weights, and the pictures that they are shown."""
+
+    image_size: int  # of renders
+    max_tokens: int
+    text: dict[str, int]
+    unet: dict[str, Any]
+    autoencoder: dict[str, Any]
+    vision: dict[str, int]  # the reward's
+    reward_text: dict[str, int]
+
+
+def _transformer(width: int, layers: int, heads: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+
+
+SIZES = {
+    "toybox-size": Size(
+        image_size=32,
+        max_tokens=32,
+        text=_transformer(96, 2, 4),
+        unet={
+            "sample_size": 8,
+            "in_channels": 8,
+            "out_channels": 8,
+            "block_out_channels": (64, 128),
+            "layers_per_block": 1,
+            "attention_head_dim": (4, 8),
+            "norm_num_groups": 16,
+        },
+        autoencoder={
+            "latent_channels": 8,
+            "encoder_block_out_channels": (48, 48, 48),
+            "decoder_block_out_channels": (48, 48, 48),
+            "num_encoder_blocks": (1, 2, 2),
+            "num_decoder_blocks": (2, 2, 1),
+        },
+        vision=_transformer(128, 4, 4) | {"image_size": 32, "patch_size": 4},
+        reward_text=_transformer(96, 2, 4),
+    ),
+    "mid-size": Size(
+        image_size=64,
+        max_tokens=77,
+        text=_transformer(256, 4, 4),
+        unet={
+            "sample_size": 16,
+            "block_out_channels": (96, 192, 384),
+            "layers_per_block": 1,
+            "attention_head_dim": (2, 4, 8),
+        },
+        autoencoder={"block_out_channels": (32, 64, 64)},
+        vision=_transformer(256, 6, 4) | {"image_size": 64, "patch_size": 8},
+        reward_text=_transformer(256, 4, 4),
+    ),
+    "sd21-size": Size(
+        image_size=256,
+        max_tokens=77,
+        text=_transformer(1024, 23, 16),
+        unet={
+            "sample_size": 32,
+            "block_out_channels": (320, 640, 1280, 1280),
+            "layers_per_block": 2,
+            "attention_head_dim": (5, 10, 20, 20),
+        },
+        autoencoder={"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
+        vision=_transformer(1280, 32, 16) | {"image_size": 224, "patch_size": 14},
+        reward_text=_transformer(1024, 24, 16),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of a step of one method."""
+
+    milliseconds: dict[str, float]  # by phase
+    unet_calls: float  # views denoised
+    peak_gb: float | None
+
+    @property
+    def total(self) -> float:
+        return sum(self.milliseconds.values())
+
+    def floor(self, baseline: Cost) -> float:
+        unet = baseline.milliseconds["unet"]
+        return (baseline.total + unet * (self.unet_calls / baseline.unet_calls - 1)) / baseline.total
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prior", type=Path, default=CHECKPOINTS / "prior")
-    parser.add_argument("--reward", type=Path, default=CHECKPOINTS / "reward")
-    parser.add_argument("--random", action="store_true", help="random weights of the built-in checkpoints' size")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--prior", default=str(CHECKPOINTS / "prior"), help=f"a folder, or {', '.join(SIZES)}")
+    parser.add_argument("--reward", default=str(CHECKPOINTS / "reward"), help="a folder, beside a prior's")
+    parser.add_argument("--steps", type=int, default=20, help="of each method, after the warm-up; a multiple of 4")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the networks; bfloat16 on a GPU")
     options = parser.parse_args()
+    if options.steps % CYCLE or options.steps < CYCLE:
+        parser.error(f"--steps must be a multiple of {CYCLE}, got {options.steps}")
     torch.set_num_threads(options.threads)
+    dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
     try:
-        prior, reward = random_models() if options.random else load_models(options)
+        prior, reward, image_size = load_models(options, dtype)
     except ValueError as error:
-        parser.error(f"{error}\n--random measures without checkpoints")
-    methods = {
-        "SDS": make(prior, reward, SingleWeighting(), options.device),
-        "PSD": make(prior, reward, PreferenceWeighting(), options.device),
+        parser.error(str(error))
+    print(measure_and_report(methods(prior, reward, image_size, options.device), options, dtype))
+
+
+def measure_and_report(runs: dict[str, Optimization], options: argparse.Namespace, dtype: torch.dtype) -> str:
+    machine = (
+        torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} threads of {_processor()}"
+    )
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    command = f"python -m benchmarks.step {' '.join(sys.argv[1:])}".strip()
+    head = f"`{command}` at {commit or 'an unknown commit'}: {machine}, torch {torch.__version__}, {dtype}, "
+    return f"{head}4 views.\n\n{table(measure(runs, options.steps, options.device))}"
+
+
+def methods(prior: Prior, reward: Reward, image_size: int, device: str) -> dict[str, Optimization]:
+    """Every method on MVDream's residual, with the same prior, reward, scene and cameras."""
+    settings: dict[str, dict[str, Any]] = {
+        "SDS": {"weighting": SingleWeighting()},
+        "DreamDPO": {"weighting": DreamDpoWeighting()},
+        "DreamReward, while it uses the reward": {
+            "weighting": SingleWeighting(),
+            "reward_gradient": RewardGradientConfig(image=RewardImage.DENOISED),
+        },
+        "RewardSDS, K = 7": {
+            "weighting": MinMaxWeighting(num_candidates=7, num_best=2, num_worst=2, best_weight=0.9, worst_weight=0.1)
+        },
+        "PSD, preference alone": {"weighting": PreferenceWeighting()},
+        "PSD, negative embedding every 4th step": {
+            "weighting": PreferenceWeighting(),
+            "negative_embedding": NegativeEmbeddingConfig(interval=CYCLE),
+        },
     }
-    console = Console()
-    console.print(f"torch {torch.__version__}, {options.device}, {options.threads} threads, {platform.processor()}")
-    console.print(report(measure(methods, options.steps)))
-
-
-def measure(methods: dict[str, Optimization], num_steps: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each phase, and of the whole step, after three steps to warm up."""
-    seconds: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in methods}
-    for step in range(3 + num_steps):
-        for name, optimization in methods.items():
-            with record_phases() as phases:
-                optimization.step()
-            if step >= 3:
-                for phase in PHASES:
-                    seconds[name][phase].append(phases.get(phase, 0.0))
-                seconds[name]["total"].append(sum(phases.values()))
     return {
-        name: {phase: 1000 * statistics.median(values) for phase, values in phases.items()}
-        for name, phases in seconds.items()
+        name: Optimization(
+            scene=VoxelGrid(VoxelGridConfig(coarse_steps=0, sparsity=Constant(1.0), smoothness=1.0)).to(device),
+            background=FlatBackground(),
+            cameras=CameraSampler(
+                height=image_size, width=image_size, elevation_deg=(10, 35), fov_deg=(40, 40), distance_scale=(1, 1)
+            ),
+            distillation=Distillation(prior=prior, residual=X0Reconstruction(), reward=reward, **parts).to(device),
+            prompt_encoder=PromptEncoder(prior),
+            prompt="a red cube",
+            seed=0,
+        )
+        for name, parts in settings.items()
     }
 
 
-def report(milliseconds: dict[str, dict[str, float]]) -> Table:
-    sds, psd_ = milliseconds["SDS"], milliseconds["PSD"]
-    table = Table(
-        title="Milliseconds per step", caption=f"floor {1 + sds['unet'] / sds['total']:.2f}: network calls x 2"
-    )
-    for column in ("phase", "SDS", "PSD", "PSD / SDS"):
-        table.add_column(column, justify="left" if column == "phase" else "right")
-    for phase in (*PHASES, "total"):
-        if phase == "total":
-            table.add_section()
-        ratio = f"{psd_[phase] / sds[phase]:.2f}" if sds[phase] else "-"
-        table.add_row(phase, f"{sds[phase]:.1f}", f"{psd_[phase]:.1f}", ratio)
-    return table
+def measure(runs: dict[str, Optimization], num_steps: int, device: str) -> dict[str, Cost]:
+    seconds: dict[str, list[dict[str, float]]] = defaultdict(list)
+    calls: dict[str, list[int]] = defaultdict(list)
+    peaks: dict[str, float] = defaultdict(float)
+    for step in range(NUM_WARMUP + num_steps):
+        for name, optimization in runs.items():
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            with record_phases() as phases:
+                report = optimization.step()
+            if device == "cuda":
+                peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated() / 1e9)
+            if step >= NUM_WARMUP:
+                seconds[name].append(dict(phases))
+                calls[name].append(report.unet_calls)
+    return {
+        name: Cost(
+            milliseconds={phase: 1000 * _typical([row.get(phase, 0.0) for row in rows]) for phase in PHASES},
+            unet_calls=statistics.mean(calls[name]),
+            peak_gb=peaks.get(name),
+        )
+        for name, rows in seconds.items()
+    }
 
 
-def make(prior: Prior, reward: Reward, weighting: Weighting, device: str) -> Optimization:
-    return Optimization(
-        scene=VoxelGrid(VoxelGridConfig(coarse_steps=0, sparsity=Constant(1.0), smoothness=1.0)).to(device),
-        background=FlatBackground(),
-        cameras=CameraSampler(height=32, width=32, elevation_deg=(10, 35), fov_deg=(40, 40), distance_scale=(1, 1)),
-        distillation=Distillation(prior=prior, residual=X0Reconstruction(), weighting=weighting, reward=reward),
-        prompt_encoder=PromptEncoder(prior),
-        prompt="a red cube",
-        seed=0,
-    )
+def _typical(seconds: list[float]) -> float:
+    return statistics.mean(statistics.median(seconds[first::CYCLE]) for first in range(CYCLE))
 
 
-def load_models(options: argparse.Namespace) -> tuple[Prior, Reward]:
+def table(costs: dict[str, Cost]) -> str:
+    """Markdown."""
+    baseline = costs["SDS"]
+    columns = ("method", "UNet calls", "ms", "× SDS", "floor", "GPU memory, GB", *PHASES)
+    lines = [f"| {' | '.join(columns)} |", f"|---|{'--:|' * (len(columns) - 1)}"]
+    for name, cost in costs.items():
+        cells = [
+            name,
+            f"{cost.unet_calls:g}",
+            f"{cost.total:.0f}",
+            f"{cost.total / baseline.total:.2f}",
+            f"{cost.floor(baseline):.2f}",
+            "-" if cost.peak_gb is None else f"{cost.peak_gb:.1f}",
+            *(f"{cost.milliseconds[phase]:.0f}" for phase in PHASES),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Prior, Reward, int]:
+    """The prior, the reward, and the size of renders."""
+    if options.prior in SIZES:
+        return random_models(SIZES[options.prior], options.device, dtype)
     return (
-        MultiviewPrior.from_pretrained(options.prior, device=options.device),
-        ClipPreferenceReward.from_pretrained(options.reward, device=options.device),
+        MultiviewPrior.from_pretrained(options.prior, device=options.device, dtype=dtype),
+        ClipPreferenceReward.from_pretrained(options.reward, device=options.device, dtype=dtype),
+        32,
     )
 
 
-def random_models() -> tuple[Prior, Reward]:
-    tokens = [*ascii_lowercase, ",", *(f"{letter}</w>" for letter in f"{ascii_lowercase},"), START, END]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    tokenizer = CLIPTokenizer(vocab=vocab, model_max_length=MAX_TOKENS)
-    text = {
+def random_models(size: Size, device: str, dtype: torch.dtype) -> tuple[Prior, Reward, int]:
+    tokenizer = _letters(size.max_tokens)
+    words = {
         "vocab_size": len(tokenizer),
-        "hidden_size": TEXT_WIDTH,
-        "intermediate_size": 4 * TEXT_WIDTH,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": MAX_TOKENS,
+        "max_position_embeddings": size.max_tokens,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    vision = {
-        "hidden_size": 128,
-        "intermediate_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "image_size": 32,
-        "patch_size": 4,
-    }
-    clip = CLIPConfig(text_config=text, vision_config=CLIPVisionConfig(**vision).to_dict(), projection_dim=64)
-    parts = LatentDiffusionParts(
-        unet=random_unet(),
-        autoencoder=AutoencoderTiny(
-            latent_channels=8,
-            encoder_block_out_channels=(48, 48, 48),
-            decoder_block_out_channels=(48, 48, 48),
-            num_encoder_blocks=(1, 2, 2),
-            num_decoder_blocks=(2, 2, 1),
-        ),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**text)),
-        tokenizer=tokenizer,
-        noise_schedule=NoiseSchedule.scaled_linear(),
-        prediction_type="v_prediction",
-    )
-    preprocessing = Preprocessing(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    return MultiviewPrior(parts), ClipPreferenceReward(CLIPModel(clip), tokenizer, preprocessing)
+    depth = len(size.unet["block_out_channels"])
+    with torch.device(device):  # drawn where they are used: on a CPU, MVDream's take minutes
+        unet = UNet2DConditionModel(
+            down_block_types=("CrossAttnDownBlock2D",) * (depth - 1) + (_last_block(depth, "Down"),),
+            up_block_types=(_last_block(depth, "Up"),) + ("CrossAttnUpBlock2D",) * (depth - 1),
+            cross_attention_dim=size.text["hidden_size"],
+            use_linear_projection=True,
+            class_embed_type="projection",
+            projection_class_embeddings_input_dim=16,
+            **size.unet,
+        )
+        text_encoder = CLIPTextModel(CLIPTextConfig(**size.text, **words))
+        clip = CLIPConfig(
+            text_config=size.reward_text | words,
+            vision_config=CLIPVisionConfig(**size.vision).to_dict(),
+            projection_dim=size.reward_text["hidden_size"],
+        )
+        parts = LatentDiffusionParts(
+            unet=unet.to(dtype),
+            autoencoder=_autoencoder(size).to(dtype),
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            noise_schedule=NoiseSchedule(NoiseSchedule.scaled_linear().alphas_cumprod.to(device)),
+            prediction_type="v_prediction",  # without training, the noise that it implies is at least finite
+        )
+        judge = CLIPModel(clip).to(dtype)
+    preprocessing = Preprocessing(image_size=size.vision["image_size"], mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return MultiviewPrior(parts), ClipPreferenceReward(judge, tokenizer, preprocessing), size.image_size
 
 
-def random_unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=8,
-        out_channels=8,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        block_out_channels=(64, 128),
-        layers_per_block=1,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=(4, 8),
-        norm_num_groups=16,
-        use_linear_projection=True,
-        class_embed_type="projection",
-        projection_class_embeddings_input_dim=16,
+def _last_block(depth: int, direction: str) -> str:
+    """Stable Diffusion does not attend on its last level; the built-in world's two levels both do."""
+    return f"CrossAttn{direction}Block2D" if depth == 2 else f"{direction}Block2D"
+
+
+def _autoencoder(size: Size) -> AutoencoderKL | AutoencoderTiny:
+    if "encoder_block_out_channels" in size.autoencoder:
+        return AutoencoderTiny(**size.autoencoder)
+    depth = len(size.autoencoder["block_out_channels"])
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * depth,
+        up_block_types=("UpDecoderBlock2D",) * depth,
+        **size.autoencoder,
     )
+
+
+def _letters(max_tokens: int) -> CLIPTokenizer:
+    """Every letter is a token."""
+    tokens = [*ascii_lowercase, ",", *(f"{letter}</w>" for letter in f"{ascii_lowercase},"), START, END]
+    return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, model_max_length=max_tokens)
+
+
+def _processor() -> str:
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ class Cameras:
         return replace(self, c2w=self.c2w.repeat(times, 1, 1), fov_deg=self.fov_deg.repeat(times))
 
     def to(self, device: torch.device | str) -> Cameras:
-        return replace(self, c2w=self.c2w.to(device), fov_deg=self.fov_deg.to(device))
+        c2w, fov_deg = (value.to(device, non_blocking=True) for value in (self.c2w, self.fov_deg))
+        return replace(self, c2w=c2w, fov_deg=fov_deg)
 
     def at_resolution(self, height: int, width: int) -> Cameras:
         return replace(self, height=height, width=width)
@@ -164,6 +165,14 @@ class CameraSampler:
             width=self.width,
             group_size=group_size,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterCameras:
+    """A sampler that takes over at a step: many small views while the shape settles, few large ones for its detail."""
+
+    start: int
+    sampler: CameraSampler
 
 
 def turntable(sampler: CameraSampler, num_frames: int, elevation_deg: float) -> Cameras:

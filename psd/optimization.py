@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd.cameras import CameraSampler
+from psd.cameras import CameraSampler, LaterCameras
 from psd.distillation.distillation import Distillation
 from psd.phases import phase
 from psd.prompts import PromptEncoder
@@ -52,12 +52,14 @@ class Optimization:
         prompt: str,
         seed: int,
         adam: AdamConfig = AdamConfig(),
+        later_cameras: LaterCameras | None = None,
     ) -> None:
         self.scene = scene
         self.background = background
         self.distillation = distillation
         self.next_step = 0
         self._cameras = cameras
+        self._later_cameras = later_cameras
         self._prompt_encoder = prompt_encoder
         self._prompt = prompt
         self._device = next(scene.parameters()).device
@@ -96,7 +98,7 @@ class Optimization:
 
     def _step(self) -> StepReport:
         step = self.next_step
-        drawn = self._cameras(self._generator)
+        drawn = self._sampler(step)(self._generator)
         cameras = drawn.to(self._device)
         with phase("render"):
             # A picture paints its own background, so it is always the same one that the prior is told of.
@@ -115,6 +117,10 @@ class Optimization:
             self.scene.on_step(step)
         self.next_step = step + 1
         return StepReport(step=step, terms=terms, unet_calls=loss.unet_calls)
+
+    def _sampler(self, step: int) -> CameraSampler:
+        later = self._later_cameras
+        return later.sampler if later is not None and step >= later.start else self._cameras
 
 
 class _GlobalRng:

@@ -9,6 +9,16 @@ from orchestrator.schema import ConfigError, Count, Range
 
 
 @dataclass(frozen=True, kw_only=True)
+class LaterCamerasConfig:
+    """Training views from a step on; what is not here stays."""
+
+    start: Count | None = None
+    height: Count = 256
+    width: Count = 256
+    num_groups: Count = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class CamerasConfig:
     height: Count = 32
     width: Count = 32
@@ -17,6 +27,7 @@ class CamerasConfig:
     elevation_deg: tuple[float, float] = (10.0, 35.0)
     fov_deg: tuple[float, float] = (40.0, 40.0)
     distance_scale: tuple[float, float] = (1.0, 1.0)
+    later: LaterCamerasConfig = LaterCamerasConfig()
 
     def __post_init__(self) -> None:
         for name in ("elevation_deg", "fov_deg", "distance_scale"):

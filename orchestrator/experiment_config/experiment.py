@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.experiment_config.cameras import CamerasConfig
 from orchestrator.experiment_config.distillation import DistillationConfig
-from orchestrator.experiment_config.priors import PriorConfig
+from orchestrator.experiment_config.priors import MultiviewPriorConfig, PriorConfig
 from orchestrator.experiment_config.rewards import RewardConfig, is_differentiable, views_together
 from orchestrator.experiment_config.scenes import (
     BackgroundConfig,
@@ -38,6 +38,11 @@ class EvaluationConfig:
 class PromptingConfig:
     negative: str = ""
     view_dependent: bool = False
+    perp_neg: bool = False
+
+    def __post_init__(self) -> None:
+        if self.perp_neg and not self.view_dependent:
+            raise ConfigError("perp_neg", "needs view_dependent: true; it is about the prompts of different views")
 
 
 RESERVED_NAMES = ("reward", "gap", "agreement", "floaters", "fog", "color", "shape", "seconds")
@@ -61,6 +66,10 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if "train" not in self.rewards:
             raise ConfigError("rewards.train", "is missing; it is the reward that preference guidance listens to")
+        if self.prompting.perp_neg and isinstance(self.prior, MultiviewPriorConfig):
+            raise ConfigError(
+                "prompting.perp_neg", "must be false with prior.kind multiview, which is told the cameras"
+            )
         if isinstance(self.scene, ImageConfig):
             self._check_2d(self.scene)
         self._check_rewards()

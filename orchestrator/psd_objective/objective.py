@@ -21,7 +21,7 @@ from orchestrator.psd_objective.distillation import build_distillation
 from orchestrator.psd_objective.evaluator import Evaluator
 from orchestrator.psd_objective.models import build_oracle, build_prior, build_reward, load_reward
 from orchestrator.psd_objective.remedies import with_remedies
-from orchestrator.psd_objective.scenes import build_background, build_cameras, build_scene
+from orchestrator.psd_objective.scenes import build_background, build_cameras, build_later_cameras, build_scene
 from orchestrator.trial import RunSpec
 from psd.optimization import Optimization
 from psd.prompts import PromptEncoder
@@ -58,7 +58,7 @@ class PsdObjective:
         }
         path = config.evaluation.oracle
         oracle = None if path is None else self._load(("oracle", path), partial(build_oracle, path))
-        cameras = build_cameras(config.cameras)
+        cameras, later = build_cameras(config.cameras), build_later_cameras(config.cameras)
         with torch.random.fork_rng():
             torch.manual_seed(spec.seed)  # networks draw their first weights from the global generator
             scene, background = build_scene(config, spec.seed), build_background(config.background)
@@ -69,14 +69,19 @@ class PsdObjective:
             scene=scene.to(self._device),
             background=background.to(self._device),
             cameras=cameras,
+            later_cameras=later,
             distillation=distillation.to(self._device),
             prompt_encoder=PromptEncoder(
-                prior, negative_prompt=config.prompting.negative, view_dependent=config.prompting.view_dependent
+                prior,
+                negative_prompt=config.prompting.negative,
+                view_dependent=config.prompting.view_dependent,
+                perp_neg=config.prompting.perp_neg,
             ),
             prompt=spec.prompt,
             seed=spec.seed,
         )
-        evaluator = Evaluator(spec.prompt, cameras, rewards, oracle, config.evaluation, output, self._device)
+        judged = cameras if later is None else later.sampler
+        evaluator = Evaluator(spec.prompt, judged, rewards, oracle, config.evaluation, output, self._device)
         run = PsdRun(optimization, evaluator, config)
         if resume_from is not None:
             run.load(resume_from)

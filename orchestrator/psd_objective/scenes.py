@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.experiment_config.cameras import CamerasConfig
@@ -17,7 +18,7 @@ from orchestrator.experiment_config.scenes import (
     VoxelGridConfig,
 )
 from orchestrator.psd_objective.schedules import build_schedule
-from psd.cameras import CameraSampler
+from psd.cameras import CameraSampler, LaterCameras
 from psd.scenes import hash_grid, image, voxel_grid
 from psd.scenes.backgrounds import Background, FlatBackground, LearnedBackground, NoBackground
 from psd.scenes.base import Scene
@@ -37,6 +38,14 @@ def build_cameras(config: CamerasConfig) -> CameraSampler:
         fov_deg=config.fov_deg,
         distance_scale=config.distance_scale,
     )
+
+
+def build_later_cameras(config: CamerasConfig) -> LaterCameras | None:
+    later = config.later
+    if later.start is None:
+        return None
+    sampler = replace(build_cameras(config), height=later.height, width=later.width, num_groups=later.num_groups)
+    return LaterCameras(start=later.start, sampler=sampler)
 
 
 def build_scene(experiment: ExperimentConfig, seed: int) -> Scene:

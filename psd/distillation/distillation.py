@@ -22,6 +22,7 @@ from psd.distillation.negative_embedding import (
     NegativeObjective,
     implicit_reward_loss,
 )
+from psd.distillation.perp_neg import push_away
 from psd.distillation.residuals import Candidates, Predictions, Residual, Residuals, guide
 from psd.distillation.reward_gradient import GivenGradient, RewardGradientConfig, add_reward_loss, reward_loss
 from psd.distillation.weightings import RunningSpread, SingleWeighting, Weighting
@@ -31,6 +32,8 @@ from psd.prompts import PromptEmbeddings
 from psd.random import normal, uniform
 from psd.rewards.base import Reward
 from psd.schedules import Constant, Schedule, Steps
+
+_UNWANTED = "unwanted "  # with a number, names the prediction under a text of ``PromptEmbeddings.unwanted``
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,15 +214,17 @@ class Distillation(nn.Module):
         texts = {"positive": prompt.positive}
         if self.residual.needs_null and (self.negative_embedding is not None or prompt.null is not prompt.negative):
             texts["null"] = prompt.null
+        if prompt.unwanted is not None:
+            texts |= {f"{_UNWANTED}{i}": text for i, text in enumerate(prompt.unwanted.texts)}
         if update is None:
             predicted = _ask(denoise, noised, t, texts | {"negative": self._negative(prompt)})
-            return Predictions(**predicted, learned=learned), None
+            return Predictions(**_away_from_other_views(predicted, prompt), learned=learned), None
         if update.config.objective is NegativeObjective.IMPLICIT_REWARD:
             texts["reference"] = prompt.negative
         predicted = _ask(denoise, noised, t, texts)
-        (negative,) = denoise(noised, t, prompt.negative + update.offset)
+        (predicted["negative"],) = denoise(noised, t, prompt.negative + update.offset)
         reference = predicted.pop("reference", None)
-        return Predictions(**predicted, negative=negative, learned=learned), reference
+        return Predictions(**_away_from_other_views(predicted, prompt), learned=learned), reference
 
     def _negative(self, prompt: PromptEmbeddings) -> Float[Tensor, "b tokens dim"]:
         """The negative prompt's embedding as it is now."""
@@ -348,6 +353,18 @@ def _ask(
 ) -> dict[str, Float[Tensor, "k b c h w"]]:
     """The predictions under named texts, from one call."""
     return dict(zip(texts, denoise(noised, t, *texts.values()), strict=True))
+
+
+def _away_from_other_views(
+    predicted: dict[str, Float[Tensor, "k b c h w"]], prompt: PromptEmbeddings
+) -> dict[str, Float[Tensor, "k b c h w"]]:
+    """The predictions, with those under unwanted texts worked into the positive one."""
+    if prompt.unwanted is None:
+        return predicted
+    kept = {name: value for name, value in predicted.items() if not name.startswith(_UNWANTED)}
+    unwanted = torch.stack([value for name, value in predicted.items() if name.startswith(_UNWANTED)])
+    positive = push_away(predicted["positive"], predicted["negative"].detach(), unwanted, prompt.unwanted.weights)
+    return kept | {"positive": positive}
 
 
 def _check_reward(weighting: Weighting, reward: Reward | None, gradient: RewardGradientConfig | None) -> None:

@@ -65,7 +65,7 @@ class LatentDiffusionParts:
             autoencoder=_load_diffusers(_AUTOENCODERS[config["_class_name"]], root, "vae", vae_dtype).to(device),
             text_encoder=_load_text_encoder(root).to(device),
             tokenizer=CLIPTokenizer.from_pretrained(root / "tokenizer", local_files_only=True),
-            noise_schedule=_load_schedule(root),
+            noise_schedule=_load_schedule(root, device),
             prediction_type=prediction_type(root),
         )
 
@@ -183,7 +183,8 @@ def _channels_last(images: Tensor, dtype: torch.dtype) -> Tensor:
     return images.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _load_schedule(root: Path) -> NoiseSchedule:
+def _load_schedule(root: Path, device: torch.device | str) -> NoiseSchedule:
+    """On the device, where every step looks into it."""
     config = read_json(root / "scheduler" / "scheduler_config.json", kind="scheduler")
     names = {
         "num_train_timesteps",
@@ -194,7 +195,7 @@ def _load_schedule(root: Path) -> NoiseSchedule:
         "rescale_betas_zero_snr",
     }
     scheduler = DDIMScheduler(**{name: config[name] for name in names & config.keys()})
-    return NoiseSchedule(scheduler.alphas_cumprod.float())
+    return NoiseSchedule(scheduler.alphas_cumprod.float().to(device))
 
 
 def _load_text_encoder(root: Path) -> CLIPTextModel:

@@ -93,9 +93,9 @@ class LearnedBackground(Background):
         )
 
     def sample(self, generator: torch.Generator, cameras: Cameras) -> BackgroundSample:
-        draws = uniform((4,), 0, 1, generator).to(cameras.c2w)
+        draws = uniform((4,), 0, 1, generator)
         if draws[0] < self.random_probability:
-            return BackgroundSample(rgb=draws[1:], phrase="")
+            return BackgroundSample(rgb=draws[1:].to(cameras.c2w, non_blocking=True), phrase="")
         return self.fixed(cameras)
 
     def fixed(self, cameras: Cameras) -> BackgroundSample:

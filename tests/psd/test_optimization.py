@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from psd.cameras import CameraSampler
+from psd.cameras import Cameras, CameraSampler, LaterCameras
 from psd.distillation.distillation import Distillation
 from psd.distillation.negative_embedding import NegativeEmbeddingConfig
 from psd.distillation.residuals import X0Reconstruction
@@ -132,6 +132,30 @@ def test_the_callers_random_numbers_are_left_alone() -> None:
 def test_seed_decides() -> None:
     assert make(seed=1).step() == make(seed=1).step()
     assert make(seed=1).step() != make(seed=2).step()
+
+
+def test_other_cameras_take_over_at_their_step() -> None:
+    """Also where a resumed run begins after it."""
+
+    class Seeing(ImageScene):
+        seen: list[tuple[int, int]]
+
+        def render(self, cameras: Cameras, background: Tensor) -> Render:
+            self.seen.append((cameras.height, len(cameras)))
+            return super().render(cameras, background)
+
+    def start(next_step: int) -> list[tuple[int, int]]:
+        scene = Seeing(num_views=4)
+        scene.seen = []
+        optimization = make(scene=scene)
+        optimization._later_cameras = LaterCameras(start=2, sampler=CameraSampler(height=8, width=8))
+        optimization.next_step = next_step
+        for _ in range(3):
+            optimization.step()
+        return scene.seen
+
+    assert start(0) == [(4, 4), (4, 4), (8, 4)]
+    assert start(2) == [(8, 4)] * 3
 
 
 def test_pictures_come_to_what_the_prior_wants() -> None:

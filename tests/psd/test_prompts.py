@@ -6,7 +6,7 @@ from torch import Tensor
 
 from psd.cameras import Cameras
 from psd.priors.gaussian import GaussianPrior
-from psd.prompts import PromptEncoder
+from psd.prompts import PromptEncoder, perp_neg_weights
 
 
 class ShortSightedPrior(GaussianPrior):
@@ -75,3 +75,27 @@ def test_warns_once_about_words_that_the_encoder_does_not_see() -> None:
     with pytest.warns(UserWarning, match="'on a sphere'"):
         encoder("a very small red cube on a sphere", cameras_at([0.0]))
     encoder("a very small red cube on a sphere", cameras_at([0.0]))  # a second warning would be an error
+
+
+def test_perp_neg_blends_neighbouring_sides() -> None:
+    prior = ShortSightedPrior()
+    encoder = PromptEncoder(prior, view_dependent=True, perp_neg=True)
+    front, side, back = prior.embed(["a cube, front view", "a cube, side view", "a cube, back view"])
+    embeddings = encoder("a cube", cameras_at([0.0, 30.0, 90.0, 225.0, 330.0]))
+    expected = [front, 2 / 3 * front + side / 3, side, side / 2 + back / 2, 2 / 3 * front + side / 3]
+    torch.testing.assert_close(embeddings.positive, torch.stack(expected), atol=1e-4, rtol=0)
+    assert embeddings.unwanted is not None
+    assert torch.equal(embeddings.unwanted.texts[:, 3], torch.stack([front, side]))
+
+
+def test_perp_neg_fights_the_front_most_at_the_back() -> None:
+    """The weights of threestudio, stated for some azimuths; nothing is unwanted seen from above."""
+    expected = {0: (0, 4 - 2.426), 90: (4 - 2.426, 0), 180: (1.967, 1 - 0.606), 270: (4 - 2.426, 0)}
+    for azimuth_deg, weights in expected.items():
+        assert perp_neg_weights(azimuth_deg, 10)[1] == pytest.approx(weights, abs=2e-3)
+    assert perp_neg_weights(100, 70) == ((0, 0, 0, 1), (0, 0))
+
+
+def test_perp_neg_needs_prompts_that_differ() -> None:
+    with pytest.raises(ValueError, match="perp_neg needs view_dependent"):
+        PromptEncoder(ShortSightedPrior(), perp_neg=True)
