@@ -1,0 +1,32 @@
+"""The experiments that ship: valid as they stand, and nothing in them that nobody could get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import config
+from orchestrator.config import CONF
+from orchestrator.experiment_config.experiment import experiment
+from orchestrator.psd_inputs import checkpoints
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_they_are_all_there() -> None:
+    assert {"toybox", "image2d"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_what_is_missing_can_be_fetched(name: str) -> None:
+    settings = experiment(config.load_asset("a red cube", [f"experiment={name}"]).experiment)
+    for checkpoint in checkpoints(settings):
+        if checkpoint.problem:
+            assert checkpoint.published is not None, f"{name}: {checkpoint.key} {checkpoint.path}"
