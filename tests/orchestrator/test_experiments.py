@@ -21,7 +21,7 @@ def nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_they_are_all_there() -> None:
-    assert {"toybox", "image2d"} <= set(EXPERIMENTS)
+    assert {"toybox", "mvdream", "sd21", "sd15", "image2d"} <= set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -30,3 +30,18 @@ def test_what_is_missing_can_be_fetched(name: str) -> None:
     for checkpoint in checkpoints(settings):
         if checkpoint.problem:
             assert checkpoint.published is not None, f"{name}: {checkpoint.key} {checkpoint.path}"
+
+
+def test_sd15_differs_from_sd21_in_the_prior_alone() -> None:
+    one, other = (dict(config.load_asset("a cube", [f"experiment={name}"]).experiment) for name in ("sd15", "sd21"))
+    assert one.pop("prior") != other.pop("prior")
+    assert one == other
+
+
+def test_mvdream_has_the_published_schedule() -> None:
+    settings = experiment(config.load_asset("a cube", ["experiment=mvdream"]).experiment)
+    cameras = settings.cameras
+    assert (cameras.num_groups * cameras.group_size, cameras.height) == (8, 64)
+    assert (cameras.later.start, cameras.later.num_groups * cameras.group_size, cameras.later.height) == (5000, 4, 256)
+    assert settings.optimization.num_steps == 10_000
+    assert settings.distillation.guidance_scale == 50
