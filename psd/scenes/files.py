@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from psd.scenes.base import Scene
@@ -17,7 +17,7 @@ SEPARATOR = "/"  # between the name of a module's extra state and the names insi
 
 
 def save_scene(scene: Scene, path: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in _flat(scene.state_dict()).items()}, path)
+    path.write_bytes(save({name: tensor.contiguous() for name, tensor in _flat(scene.state_dict()).items()}))
 
 
 def load_scene(scene: Scene, path: Path) -> None:
