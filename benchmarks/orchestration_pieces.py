@@ -142,6 +142,7 @@ def _init_ray(num_cpus: int) -> None:
     import ray
 
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    os.environ["RAY_agent_register_timeout_ms"] = "120000"  # as the pool does, for a busy machine
     ray.init(
         address="local",
         num_cpus=num_cpus,
@@ -181,20 +182,25 @@ def measure_ours(folder: Path, num_trials: int, trial_s: float, slots: int) -> V
     }
 
 
-def _tune_trial(params: dict[str, Any]) -> None:
-    from ray import tune
-
-    began_s = time.time()
-    time.sleep(params["trial_s"])
-    tune.report({"score": score(params), "began_s": began_s, "ended_s": time.time()})
-
-
 def measure_tune(folder: Path, num_trials: int, trial_s: float, slots: int) -> Values:
     """Ray Tune at its quickest: actors reused, no loggers, no output, the study in memory."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     from optuna.samplers import TPESampler
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
+
+    class TuneTrial(tune.Trainable):  # a class, since actors that run functions are not reused
+        def setup(self, config: dict[str, Any]) -> None:
+            self._params = config
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self._params = new_config
+            return True
+
+        def step(self) -> dict[str, Any]:
+            began_s = time.time()
+            time.sleep(self._params["trial_s"])
+            return {"score": score(self._params), "began_s": began_s, "ended_s": time.time(), "done": True}
 
     _init_ray(slots)
     search = OptunaSearch(
@@ -204,7 +210,7 @@ def measure_tune(folder: Path, num_trials: int, trial_s: float, slots: int) -> V
     )
     called_s, cpu_before_s = time.time(), time.process_time()
     tuner = tune.Tuner(
-        tune.with_resources(_tune_trial, {"cpu": 1}),
+        tune.with_resources(TuneTrial, {"cpu": 1}),
         param_space={**{name: tune.uniform(0.0, 1.0) for name in NAMES}, "trial_s": trial_s},
         tune_config=tune.TuneConfig(
             metric="score",
