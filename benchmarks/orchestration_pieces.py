@@ -141,8 +141,7 @@ class _Sweep:
 def _init_ray(num_cpus: int) -> None:
     import ray
 
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    os.environ["RAY_agent_register_timeout_ms"] = "120000"  # as the pool does, for a busy machine
+    os.environ.update(RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", RAY_agent_register_timeout_ms="120000")  # as the pool
     ray.init(
         address="local",
         num_cpus=num_cpus,
