@@ -26,10 +26,12 @@ class Watch:
     def __init__(self, deadlines: Deadlines, now_s: float, *, is_loading: bool) -> None:
         self._deadlines = deadlines
         self._is_loading = is_loading
+        self._asks_patience = False
         self._num_beats: int | None = None
         self._moved_s = now_s
 
-    def hear(self, num_beats: int, now_s: float) -> None:
+    def hear(self, num_beats: int, now_s: float, *, asks_patience: bool = False) -> None:
+        self._asks_patience = asks_patience
         if self._num_beats is not None and num_beats != self._num_beats:
             self._is_loading = False
             self._moved_s = now_s
@@ -39,5 +41,6 @@ class Watch:
         return now_s - self._moved_s
 
     def is_over(self, now_s: float) -> bool:
-        allowed_s = self._deadlines.loading_timeout_s if self._is_loading else self._deadlines.hung_after_s
+        may_take_long = self._is_loading or self._asks_patience
+        allowed_s = self._deadlines.loading_timeout_s if may_take_long else self._deadlines.hung_after_s
         return self.silent_s(now_s) > allowed_s

@@ -7,9 +7,12 @@ one that stands still for too long is a worker that hangs, however alive its pro
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _beats = itertools.count(1)
 _num_beats = 0
+_num_patient_parts = 0
 
 
 def beat() -> None:
@@ -20,3 +23,19 @@ def beat() -> None:
 
 def num_beats() -> int:
     return _num_beats
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Around a part that cannot beat, such as an upload: until it is over, the deadline is that of loading."""
+    global _num_patient_parts
+    _num_patient_parts += 1
+    try:
+        yield
+    finally:
+        _num_patient_parts -= 1
+        beat()
+
+
+def asks_patience() -> bool:
+    return _num_patient_parts > 0

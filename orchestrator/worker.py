@@ -14,6 +14,7 @@ from pathlib import Path
 from orchestrator.checkpoints import CheckpointStore, step_of
 from orchestrator.errors import SupersededError
 from orchestrator.failure import classify
+from orchestrator.heartbeat import patience
 from orchestrator.objective import Objective, Run
 from orchestrator.run_folder import METRICS, RunClaim, RunFolder
 from orchestrator.tracking import BackgroundTracking, Tracker
@@ -159,7 +160,7 @@ class Worker:
     def _checkpoint(self, active: _ActiveRun) -> None:
         """Where the storage does not answer, the run goes on, and the next chunk tries again."""
         try:
-            with self._setup.checkpoints.write(active.lease, active.step) as folder:
+            with patience(), self._setup.checkpoints.write(active.lease, active.step) as folder:
                 active.run.save(folder)
                 active.claim.copy_metrics(folder / METRICS)
                 active.claim.check()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.carrying import CarriedCheckpoints, Parcel, Sender
 from orchestrator.checkpoints import DirectoryCheckpoints
-from orchestrator.heartbeat import num_beats
+from orchestrator.heartbeat import asks_patience, num_beats
 from orchestrator.trial import Event, Lease, RunFailed, RunProgressed
 from orchestrator.worker import Worker, WorkerSetup
 
@@ -42,6 +42,7 @@ class Report:
 class Pulse:
     pid: int
     num_beats: int
+    asks_patience: bool
 
 
 class WorkerProcess:
@@ -77,7 +78,7 @@ class WorkerProcess:
         self._worker.close()
 
     def pulse(self) -> Pulse:
-        return Pulse(pid=os.getpid(), num_beats=num_beats())
+        return Pulse(pid=os.getpid(), num_beats=num_beats(), asks_patience=asks_patience())
 
     def _on_scratch(self, setup: WorkerSetup) -> WorkerSetup:
         self._sender = Sender()

@@ -128,7 +128,8 @@ def run_sweep(sweep: Sweep, console: Console) -> int:
             conclude(sweep, records, console)
     if not done and _num_settled(records) < sweep.num_trials:
         console.print(
-            f"\nStopped; every run is checkpointed. Go on with:  {typed('psd')} resume {sweep.output}", soft_wrap=True
+            f"\nStopped; what is checkpointed is kept. Go on with:  {typed('psd')} resume {sweep.output}",
+            soft_wrap=True,
         )
         return INTERRUPTED
     return 0 if any(record.state == "complete" for record in records) else FAILED

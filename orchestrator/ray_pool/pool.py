@@ -318,7 +318,7 @@ class RayPool:
             pulse: Pulse = ray.get(call)
             slot.pid = pulse.pid
             if slot.watch is not None:
-                slot.watch.hear(pulse.num_beats, now_s)
+                slot.watch.hear(pulse.num_beats, now_s, asks_patience=pulse.asks_patience)
 
     def _end_hung_lease(self, slot: _Slot, silent_s: float) -> Event:
         assert slot.lease is not None
@@ -488,6 +488,8 @@ class RayPool:
 def _put_probe(runs: Path) -> Path:
     """A file that only those can see who see the driver's disk, and not one of the same path on theirs."""
     runs.mkdir(parents=True, exist_ok=True)
+    for left in runs.glob(".driver-*"):  # by a driver that was killed
+        left.unlink(missing_ok=True)
     probe = runs / f".driver-{uuid.uuid4().hex}"
     probe.touch()
     return probe

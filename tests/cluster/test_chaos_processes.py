@@ -72,6 +72,7 @@ class Killer:
         self._folder = folder
         self._storage = storage
         self._random = random.Random(seed)
+        self._num_rows = 0
         self.num_killed: Counter[str] = Counter()
 
     def run(self) -> None:
@@ -99,8 +100,8 @@ class Killer:
             "worker": [process for process in family if _name(process).startswith("ray::WorkerProcess")],
             "wandb": [process for process in family if "wandb-core" in _name(process)],
         }
-        if not victims["worker"]:
-            return  # it is still starting
+        if not victims["worker"] or (self._random.random() < 0.8 and not self._has_advanced()):
+            return  # it is still starting, which is hit now and then, too
         victims["driver"] = [driver]
         kinds = [kind for kind, found in victims.items() if found and self.num_killed[kind] < MAX_KILLS[kind]]
         if self._storage.kill is not None and self.num_killed["storage"] < MAX_KILLS["storage"]:
@@ -121,6 +122,11 @@ class Killer:
         if kind == "driver":
             _, left = psutil.wait_procs([*victims["worker"], *victims["wandb"]], timeout=60)
             assert not left, f"a killed driver leaves workers behind: {[_name(process) for process in left]}"
+
+    def _has_advanced(self) -> bool:
+        num_rows = sum(path.read_bytes().count(b"\n") for path in self._folder.glob("runs/*/metrics.jsonl"))
+        advanced, self._num_rows = num_rows != self._num_rows, num_rows
+        return advanced
 
 
 def _family(process: psutil.Process) -> list[psutil.Process]:

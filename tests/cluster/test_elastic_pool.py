@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,13 +19,22 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.experimental.internal_kv import _internal_kv_get
 
-from orchestrator.checkpoints import DirectoryCheckpoints
+from orchestrator.checkpoints import DirectoryCheckpoints, step_of
 from orchestrator.clock import ManualClock
 from orchestrator.errors import SweepAbortedError
 from orchestrator.placement import WorkerShape
 from orchestrator.ray_pool import RayPool, pool
 from orchestrator.testing import FakeObjective, RecordingTracker
-from orchestrator.trial import Event, FailureKind, Lease, RunFailed, RunFinished, RunSpec
+from orchestrator.trial import (
+    Event,
+    FailureKind,
+    Lease,
+    RunFailed,
+    RunFinished,
+    RunProgressed,
+    RunSpec,
+    RunStopped,
+)
 from orchestrator.worker import WorkerSetup
 
 pytestmark = pytest.mark.cluster
@@ -223,3 +234,29 @@ def test_a_cluster_without_room_is_given_up_in_the_end(make_pool: Callable[..., 
     clock.advance(pool.ABANDONED_AFTER_S + 1)
     with pytest.raises(SweepAbortedError, match=r"no node of the cluster had room for a worker \(1 CPU, 8 GPU\)"):
         made.poll(0.0)
+
+
+def test_a_node_that_is_about_to_be_taken_away_is_left_in_time(
+    make_pool: Callable[..., RayPool], add_node: Callable[..., Any], cluster: Cluster, setup: WorkerSetup
+) -> None:
+    pool = make_pool(num_workers=1, shape=WorkerShape(cpus=1.0, gpus=0.0))
+    first = add_node(num_cpus=1)
+    _until(pool, lambda: pool.num_idle == 1, "a worker on the first node")
+    pool.submit(_lease("leaving", num_steps=10**6))
+    events: list[Event] = []
+
+    def has(kind: type) -> bool:
+        events.extend(pool.poll(0.2))
+        return any(isinstance(event, kind) for event in events)
+
+    _until(pool, lambda: has(RunProgressed), "its run is under way")
+    second = add_node(num_cpus=1)
+    command = [Path(sys.executable).with_name("ray"), "drain-node", "--address", cluster.address]
+    command += ["--node-id", first.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    command += ["--reason-message", "spot", "--deadline-remaining-seconds", "600"]
+    subprocess.run(command, check=True, capture_output=True)
+    _until(pool, lambda: has(RunStopped), "its run is checkpointed and let go, with minutes to spare")
+    stopped = next(event for event in events if isinstance(event, RunStopped))
+    assert step_of(setup.checkpoints.latest("leaving") or "") == stopped.step
+    _until(pool, lambda: pool.num_idle == 1, "a worker elsewhere")
+    assert set(_nodes_of(pool)) == {second.node_id}

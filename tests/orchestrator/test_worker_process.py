@@ -11,6 +11,7 @@ import pytest
 from orchestrator.carrying import Parcel, Receiver, pack, unpack
 from orchestrator.checkpoints import DirectoryCheckpoints, step_of
 from orchestrator.deadlines import Deadlines, Watch
+from orchestrator.heartbeat import asks_patience, num_beats, patience
 from orchestrator.run_folder import RunFolder
 from orchestrator.testing import FakeObjective
 from orchestrator.tracking import NullTracker, Tracker
@@ -218,3 +219,14 @@ def test_a_chunk_may_take_long_as_long_as_it_beats() -> None:
     assert watch.is_over(1010.0)
     with pytest.raises(ValueError, match="at most loading_timeout_s"):
         Deadlines(hung_after_s=700.0)
+
+
+def test_an_upload_may_take_as_long_as_loading() -> None:
+    watch = Watch(Deadlines(hung_after_s=25.0, loading_timeout_s=600.0), 0.0, is_loading=False)
+    with patience():
+        watch.hear(num_beats(), 2.0, asks_patience=asks_patience())
+    assert not watch.is_over(600.0)
+    assert watch.is_over(600.1)
+    watch.hear(num_beats(), 590.0, asks_patience=asks_patience())
+    assert not watch.is_over(615.0)
+    assert watch.is_over(615.1)
