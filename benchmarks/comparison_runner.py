@@ -140,7 +140,7 @@ def configure(base: Mapping[str, Any], variant: Variant, num_steps: int | None) 
     own = int(plain["optimization"]["num_steps"])
     plain = dict(stretched(plain, (num_steps or own) * variant.stretch / own))
     last = plain["optimization"]["num_steps"]
-    plain["optimization"]["log_every"] = max(1, last // 10)
+    plain["optimization"]["log_every"] = 1 if last % 10 else last // 10
     plain["evaluation"]["every"] = last  # at the end only
     experiment(plain)
     return plain

@@ -430,6 +430,12 @@ def calls_of(name: str) -> int:
     return candidates * texts * config.cameras.num_groups * variant.stretch
 
 
+@pytest.mark.parametrize("num_steps", [1, 7, 25, 120])
+def test_any_number_of_steps_can_be_asked_for(num_steps):
+    optimization = configure(base(), SDS, num_steps)["optimization"]
+    assert optimization["num_steps"] % optimization["log_every"] == 0
+
+
 def test_the_table_of_variants_holds_together():
     names = [variant.name for variant in VARIANTS]
     assert len(set(names)) == len(names)

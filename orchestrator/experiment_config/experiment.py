@@ -72,6 +72,7 @@ class ExperimentConfig:
             )
         if isinstance(self.scene, ImageConfig):
             self._check_2d(self.scene)
+        self._check_prior()
         self._check_rewards()
         if self.evaluation.num_views % self.cameras.group_size:
             size, views = self.cameras.group_size, self.evaluation.num_views
@@ -101,6 +102,11 @@ class ExperimentConfig:
         geometry = () if isinstance(self.scene, ImageConfig) else ("agreement", "floaters", "fog")
         names = [*self.curve_metrics, *geometry]
         return {name: f"eval/{name}" for name in names} | {"seconds": "seconds"}
+
+    def _check_prior(self) -> None:
+        if self.prior.compile and self.distillation.residual.kind == "variational":
+            message = "must be false with distillation.residual.kind variational, which trains within the network"
+            raise ConfigError("prior.compile", message)
 
     def _check_rewards(self) -> None:
         size = self.cameras.group_size

@@ -154,3 +154,8 @@ def test_methods_can_be_variants(tmp_path: Path) -> None:
 def test_impossible_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse(DistillationConfig, settings)
+
+
+def test_a_compiled_network_cannot_learn_the_renders_score() -> None:
+    with pytest.raises(UserError, match=r"prior\.compile: must be false with distillation\.residual\.kind variational"):
+        config.load_asset("a red cube", ["method=vsd", "prior.compile=true"])
