@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 import psd
@@ -160,6 +161,7 @@ def main() -> None:
     if options.steps % CYCLE or options.steps < CYCLE:
         parser.error(f"--steps must be a multiple of {CYCLE}, got {options.steps}")
     torch.set_num_threads(options.threads)
+    diffusers_logging.set_verbosity_error()  # it warns of casts
     dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
     try:
         prior, reward, image_size = load_models(options, dtype)
