@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.schema import ConfigError, alternatives, parse
 from orchestrator.trial import Scalar
 
+MAX_STEPS = 1_000_000
 _OFF_GRID = 1e-6  # of a step: what rounding may make of a multiple of it
 
 
@@ -211,3 +212,5 @@ def _check_range(low: float, high: float, log: bool, step: float | None) -> None
         raise ConfigError("step", "cannot be combined with log; drop one of them")
     if step is not None and step > high - low:
         raise ConfigError("step", f"must be <= high - low ({high - low:g}); got {step:g}")
+    if step is not None and (high - low) / step > MAX_STEPS:
+        raise ConfigError("step", f"must leave at most {MAX_STEPS} steps between low and high; got {step:g}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UserError
-from orchestrator.schema import ConfigError
+from orchestrator.schema import ConfigError, did_you_mean, join
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -30,32 +30,85 @@ def compose(folder: Path, name: str, overrides: Sequence[str], source: str, *, t
     from yaml import YAMLError
 
     parse_overrides(overrides)  # so that a slip in one is told as such
+    chosen = _chosen_groups(_check_file(folder / f"{name}.yaml", source))
     searchpath = f'hydra.searchpath=["file://{CONF.resolve()}"]'
     try:
         with initialize_config_dir(config_dir=str(folder.resolve()), version_base="1.3"):
-            chosen = _chosen_groups(folder / f"{name}.yaml")
             config = hydra_compose(name, overrides=[searchpath, *(_forced(item, chosen) for item in overrides)])
         if OmegaConf.is_missing(config, "name") or "name" not in config:
             OmegaConf.update(config, "name", title, force_add=True)
         plain = OmegaConf.to_container(config, resolve=True)
     except MissingConfigException as error:
-        group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        options = ", ".join(error.options or [])
-        raise UserError(f"there is no {choice!r}; choose one of {options}", file=source, key=group) from None
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(_one_line(error), file=source) from None
+        raise _no_such_choice(str(error.missing_cfg_file), error.options, source) from None
+    except YAMLError as error:
+        raise UserError(_told_by_yaml(error), file=source) from None
+    except RecursionError:
+        raise UserError("refers to itself, by an anchor, an interpolation or its defaults", file=source) from None
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        raise UserError(_one_line(error), file=source, key=_full_key(error)) from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
-def _chosen_groups(file: Path) -> set[str]:
-    """The config groups from which a file's own `defaults` choose."""
-    from yaml import safe_load
+def _check_file(file: Path, source: str) -> list[Any]:
+    """The items of a file's `defaults`, once it is known to be what Hydra takes.
 
-    content = safe_load(file.read_bytes())
-    defaults = content.get("defaults") if isinstance(content, Mapping) else None
-    choices = [item for item in defaults or [] if isinstance(item, Mapping)]
+    Raises:
+        UserError: with the line or the key.
+    """
+    from yaml import YAMLError, safe_load
+
+    try:
+        content = safe_load(file.read_bytes())
+    except (YAMLError, TypeError, ValueError) as error:  # PyYAML meets some odd keys and dates with plain errors
+        raise UserError(_told_by_yaml(error), file=source) from None
+    if content is None:
+        return []
+    if not isinstance(content, Mapping):
+        raise UserError(f"must be a mapping of settings; it is {type(content).__name__}", file=source)
+    for key in content:
+        if not isinstance(key, str):
+            raise UserError(f"keys must be text; got {key!r} ({type(key).__name__})", file=source, key=str(key))
+    for base in (CONF / "sweep.yaml", CONF / "experiment" / "toybox.yaml"):
+        misfit = None if file == base else _misfit(content, {**safe_load(base.read_bytes()), "defaults": None})
+        if misfit is not None:
+            raise UserError("is a list where a mapping is wanted, or the other way round", file=source, key=misfit)
+    defaults = content.get("defaults", [])
+    if not isinstance(defaults, list) or not all(isinstance(item, str | Mapping) for item in defaults):
+        raise UserError("must be a list, as [sweep, experiment: toybox, _self_]", file=source, key="defaults")
+    if defaults and "_self_" not in defaults:
+        raise UserError("must name _self_, best as the last: the file itself", file=source, key="defaults")
+    return defaults
+
+
+def _chosen_groups(defaults: Sequence[Any]) -> set[str]:
+    """The config groups from which a file's own `defaults` choose."""
+    choices = [item for item in defaults if isinstance(item, Mapping)]
     return {str(key).split("@")[0].split()[-1] for choice in choices for key in choice}
+
+
+def _no_such_choice(missing: str, options: Sequence[str] | None, source: str) -> UserError:
+    group, _, choice = missing.rpartition("/")
+    if options:
+        return UserError(f"there is no {choice!r}; choose one of {', '.join(options)}", file=source, key=group or None)
+    known = sorted(path.stem for path in CONF.iterdir())
+    guess = did_you_mean(group or choice, known) or f"; psd has {', '.join(known)}"
+    return UserError(f"there is no {missing!r} beside the file or in psd itself{guess}", file=source, key="defaults")
+
+
+def _told_by_yaml(error: Exception) -> str:
+    """What is wrong with a file's YAML, and in which line."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    line = f"line {mark.line + 1}: " if mark is not None else ""
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or _one_line(error)
+    position = getattr(error, "position", None)
+    where = f" at byte {position}; save it as UTF-8 text" if position is not None else ""
+    return f"{line}is no YAML: {problem}{where}"
+
+
+def _full_key(error: BaseException) -> str | None:
+    """The key that OmegaConf names, also where Hydra wraps its error."""
+    return getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None) or None
 
 
 def parse_sweep_syntax(node: object, key: str) -> object:
@@ -78,7 +131,7 @@ def parse_sweep_syntax(node: object, key: str) -> object:
     match value:
         case ChoiceSweep():
             return list(value.list)
-        case RangeSweep(start=start, stop=stop, step=step) if start is not None and stop is not None:
+        case RangeSweep(start=start, stop=stop, step=step) if start is not None and stop is not None and step:
             return [start + i * step for i in range(math.ceil((stop - start) / step - 1e-9))]
         case IntervalSweep(start=float() | int() as start, end=float() | int() as end, tags=tags) if tags <= {"log"}:
             bounds = {"low": start, "high": end}
@@ -130,12 +183,19 @@ def _parse(override: str) -> Override:
         raise UserError(f"cannot read {override!r} as KEY=VALUE: {_one_line(error)}", file="command line") from None
 
 
-def _one_line(error: Exception) -> str:
-    """The first lines of a message that Hydra, OmegaConf or YAML spread over a page."""
+def _one_line(error: BaseException) -> str:
+    """The first lines of a message that Hydra or OmegaConf spread over a page, or of what it wraps."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kept = [
-        line
-        for line in lines
-        if not line.startswith(("See https", "Config search path", "provider=", "full_key", "object_type"))
-    ]
-    return "; ".join(kept[:4])
+    noise = ("See https", "Config search path", "provider=", "full_key", "object_type", "In '", "^")
+    kept = [line for line in lines if not line.startswith(noise)]
+    if not kept and error.__cause__ is not None:
+        return _one_line(error.__cause__)
+    return "; ".join(kept[:4]) or f"cannot be composed ({type(error).__name__})"
+
+
+def _misfit(content: object, base: object, key: str = "") -> str | None:
+    """The first key at which a list meets a mapping, which Hydra cannot lay one over the other."""
+    if not isinstance(content, Mapping) or not isinstance(base, Mapping):
+        return key if {type(content), type(base)} == {list, dict} else None
+    found = (_misfit(value, base.get(name), join(key, str(name))) for name, value in content.items())
+    return next((misfit for misfit in found if misfit is not None), None)

@@ -27,6 +27,7 @@ def parse_space(node: Mapping[str, Any], filled: Mapping[str, Any]) -> SearchSpa
     nodes = {key: parse_sweep_syntax(value, join("search.space", key)) for key, value in flatten(node).items()}
     kinds = {key: item for key, item in sorted(nodes.items(), key=lambda item: item[0].count(".")) if _is_kind(key)}
     branches = [_Branch(filled, choice) for choice in _choices(kinds)]
+    _check_kinds(kinds, branches, filled)
     domains: dict[str, Domain] = {}
     conditions: dict[str, Condition] = {}
     for key in [*kinds, *(key for key in nodes if key not in kinds)]:
@@ -101,6 +102,15 @@ class _Branch:
                     raise ConfigError(
                         join("search.space", culprit), f"{tried!r} is not allowed there: {error}"
                     ) from None
+
+
+def _check_kinds(kinds: Mapping[str, Any], branches: Sequence[_Branch], filled: Mapping[str, Any]) -> None:
+    """Each choice of a searched kind must be one somewhere."""
+    for key in kinds:
+        for value in dict.fromkeys(branch.choice[key] for branch in branches):
+            homes = [branch for branch in branches if branch.choice[key] == value]
+            if not any(branch.has(key) for branch in homes):
+                raise _no_such_setting(key, homes[0], filled)
 
 
 def _is_kind(key: str) -> bool:

@@ -22,6 +22,7 @@ from orchestrator.storage_url import without_password
 from orchestrator.trial import Scalar
 
 Direction = Literal["maximize", "minimize"]
+Seed = Annotated[int, Range(low=0, high=2**63 - 1)]
 PopulationSize = Annotated[int, Range(low=2)]
 VARIANT = "variant"  # the one parameter of a trial in a sweep of named variants
 DEFAULT_TRIALS = 12
@@ -129,7 +130,7 @@ class SweepConfig:
     objective: ObjectiveConfig = ObjectiveConfig()
     search: SearchConfig = SearchConfig()
     prompts: tuple[str, ...]
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     trials: Count | None = None
     budget: BudgetConfig = BudgetConfig()
     workers: Count | None = None
@@ -148,6 +149,10 @@ class SweepConfig:
                 raise ConfigError(name, "must list at least one")
             if len(set(values)) < len(values):
                 raise ConfigError(name, f"must list each once; got {list(values)}")
+        if not self.name.strip() or not self.name.isprintable() or set(self.name) & set("/\\") or self.name[0] == ".":
+            raise ConfigError("name", f"must be text without slashes and without a dot at its start; got {self.name!r}")
+        if not self.output.strip():
+            raise ConfigError("output", "must name a folder; got empty text")
         if not all(self.prompts):
             raise ConfigError("prompts", "must not be empty text")
 

@@ -10,6 +10,7 @@ from orchestrator.config.loading import load_asset
 from orchestrator.config.sweep import VARIANT, Sweep
 from orchestrator.experiment_config.experiment import experiment
 from orchestrator.schema import join
+from orchestrator.search_space import CategoricalDomain
 from orchestrator.settings import difference, merge, plain_mapping
 from orchestrator.study import Suggestion
 from orchestrator.trial import RunSpec, Scalar, TrialSpec
@@ -42,10 +43,19 @@ def plan_trial(sweep: Sweep, suggestion: Suggestion) -> TrialSpec:
 
 
 def experiments(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """What will be run, by the key under which a fault of it stands in the sweep file; searched values aside."""
+    """What will be run, by the key under which a fault of it stands in the sweep file.
+
+    Of searched values those alone that name files.
+    """
     variants = sweep.config.search.variants
-    named = {join("search.variants", name): resolve(sweep, {VARIANT: name}) for name in variants}
-    return named or {"": dict(sweep.experiment)}
+    if variants:
+        return {join("search.variants", name): resolve(sweep, {VARIANT: name}) for name in variants}
+    found = {"": dict(sweep.experiment)}
+    for key, domain in sweep.space.domains.items():
+        if isinstance(domain, CategoricalDomain) and key.endswith(".path") and key not in sweep.space.conditions:
+            for choice in domain.choices:
+                found[f"search.space.{key} ({choice})"] = resolve(sweep, {key: choice})
+    return found
 
 
 def as_asset_settings(sweep: Sweep, params: Mapping[str, Scalar]) -> dict[str, Any]:
