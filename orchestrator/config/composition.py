@@ -186,8 +186,10 @@ def _parse(override: str) -> Override:
 def _one_line(error: BaseException) -> str:
     """The first lines of a message that Hydra or OmegaConf spread over a page, or of what it wraps."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    noise = ("See https", "Config search path", "provider=", "full_key", "object_type", "In '", "^")
-    kept = [line for line in lines if not line.startswith(noise)]
+    noise = ("See https", "Config search path", "provider=", "full_key", "object_type", "^")
+    kept = [
+        line for line in lines if not line.startswith(noise) and not line.endswith("raised while composing config:")
+    ]
     if not kept and error.__cause__ is not None:
         return _one_line(error.__cause__)
     return "; ".join(kept[:4]) or f"cannot be composed ({type(error).__name__})"

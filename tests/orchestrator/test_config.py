@@ -302,7 +302,7 @@ def test_a_start_point_outside_the_space_is_told(tmp_path: Path, point: dict[str
         ("scene.resolution=big", "command line: scene.resolution: must be a whole number; got 'big' (str)"),
         ("trails=3", "command line: trails: unknown key; did you mean trials?"),
         ("trials", "command line: cannot read 'trials' as KEY=VALUE: missing EQUAL at '<EOF>'"),
-        ("experiment=toibox", "experiment: there is no 'toibox'; choose one of toybox"),
+        ("experiment=toibox", "experiment: there is no 'toibox'; choose one of image2d"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_told(tmp_path: Path, override: str, line: str) -> None:
