@@ -9,6 +9,8 @@ from orchestrator.failure import FailurePolicy
 from orchestrator.schema import ConfigError, Count, NonNegative, Positive
 from orchestrator.worker_process import Wear
 
+_MIN_HUNG_AFTER_S = 10.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class FailuresConfig:
@@ -22,6 +24,8 @@ class FailuresConfig:
     recycle_above_gb: Positive = Wear.max_growth_gb
 
     def __post_init__(self) -> None:
+        if self.hung_after_s < _MIN_HUNG_AFTER_S:
+            raise ConfigError("hung_after_s", f"must be >= {_MIN_HUNG_AFTER_S:g}: workers are asked every few seconds")
         if self.hung_after_s > self.loading_timeout_s:
             raise ConfigError("hung_after_s", f"must be <= loading_timeout_s ({self.loading_timeout_s:g})")
 

@@ -36,6 +36,7 @@ ABANDONED_AFTER_S = 1800.0  # without any worker
 GPU_QUERY_TIMEOUT_S = 60.0
 _PULSE = "pulse"  # the concurrency group in which a worker answers while its chunk is under way
 _PULSE_EVERY_S = 2.0
+_MAX_PULSES_PER_S = 100.0  # of all workers together; a question costs the driver a millisecond
 _OWN_GPU_SHARE = 0.95  # of a worker's part of a GPU: CUDA itself takes some for each process
 
 
@@ -291,7 +292,11 @@ class RayPool:
         now_s = self._clock.now_s
         slot.call = call
         slot.watch = Watch(self._deadlines, now_s, is_loading=is_loading)
-        slot.pulse_due_s = now_s + _PULSE_EVERY_S
+        slot.pulse_due_s = now_s + self._pulse_every_s
+
+    @property
+    def _pulse_every_s(self) -> float:
+        return max(_PULSE_EVERY_S, len(self._slots) / _MAX_PULSES_PER_S)
 
     def _end_hung(self) -> list[Event | None]:
         """Ask workers whose chunk takes its time for a sign of life, and end those that have given none for long."""
@@ -307,7 +312,7 @@ class RayPool:
                 self._hear(slot, now_s)
             if slot.pulse is None:
                 slot.pulse = slot.actor.pulse.options(concurrency_group=_PULSE).remote()
-            slot.pulse_due_s = now_s + _PULSE_EVERY_S
+            slot.pulse_due_s = now_s + self._pulse_every_s
             if slot.watch is not None and slot.watch.is_over(now_s):
                 events.append(self._end_hung_lease(slot, slot.watch.silent_s(now_s)))
         return events

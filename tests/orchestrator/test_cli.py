@@ -98,6 +98,10 @@ def run(*arguments: object) -> int:
             ["sweep", "tiny.yaml", "checkpoints.location=xyz://a"],
             "psd: tiny.yaml: checkpoints.location: xyz://a cannot",
         ),
+        (
+            ["sweep", "tiny.yaml", "failures.hung_after_s=2"],
+            "psd: command line: failures.hung_after_s: must be >= 10: ",
+        ),
         (["sweep", "tiny.yaml", "failures.max_attempts=0"], "psd: command line: failures.max_attempts: must be >= 1"),
         (["run", "a zebra"], "psd: psd run: prompts[0]: the built-in world cannot read"),
         (["run", "a red cube", "seeds=[0,1]"], "psd: psd run: makes one object, with one seed and without a search"),
