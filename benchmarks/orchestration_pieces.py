@@ -250,31 +250,62 @@ def _times(
     }
 
 
-def measure_memory(folder: Path, num_trials: int, slots: int) -> Values:
-    """The driver's CPU time and memory over many trials that take no time, in Ray, with a study on the disk.
+def measure_memory(folder: Path, num_trials: int, num_workers: int) -> Values:
+    """The driver's CPU time and memory over many trials that fake workers finish at once, with a study on the disk.
 
     The sampler is random: TPE's own model of ten thousand trials is none of the orchestrator's.
     """
     from orchestrator.optuna_study import OptunaStudy, Sampling
-    from orchestrator.ray_pool import RayPool
 
-    _init_ray(slots)
     sweep = _Sweep(folder, num_trials, 0.0)
-    url, sampling = f"sqlite:///{folder}/study.db", Sampling(kind="random")
-    study = OptunaStudy(name="bench", storage_url=url, space=_space(), sampling=sampling)
-    pool = RayPool(sweep.setup, num_workers=slots)
-    driver = sweep.driver(study, pool)
+    study = OptunaStudy(name="bench", storage_url=_storage(folder), space=SPACE, sampling=Sampling(kind="random"))
+    finished = 0
+
+    def on_event(event: SweepEvent) -> None:
+        nonlocal finished
+        if isinstance(event, RunFinished):
+            finished += 1
+
+    sweep.on_event = on_event  # type: ignore[method-assign]
+    driver = sweep.driver(study, FinishingPool(num_workers))
     values: Values = {}
     due, last_cpu_s, last_s = num_trials // 10, time.process_time(), time.time()
     while driver.step(timeout_s=0.25):
-        if len(sweep.finished) >= due:
+        if finished >= due:
             cpu_s, now_s = time.process_time(), time.time()
             values[f"rss_mb_{due}"] = _rss_mb()
             values[f"cpu_ms_per_trial_{due}"] = 1000 * (cpu_s - last_cpu_s) / (num_trials // 10)
             values[f"ms_per_trial_{due}"] = 1000 * (now_s - last_s) / (num_trials // 10)
             due, last_cpu_s, last_s = due + num_trials // 10, cpu_s, now_s
-    pool.close()
     return values
+
+
+class FinishingPool:
+    """Workers that finish a run as soon as they are asked, without processes."""
+
+    def __init__(self, num_workers: int) -> None:
+        self._num_workers = num_workers
+        self._leases: list[Lease] = []
+
+    @property
+    def num_idle(self) -> int:
+        return self._num_workers - len(self._leases)
+
+    def submit(self, lease: Lease) -> None:
+        self._leases.append(lease)
+
+    def poll(self, timeout_s: float) -> Sequence[Event]:
+        finished, self._leases = self._leases, []
+        return [RunFinished(lease=lease, metrics={METRIC: score(lease.spec.config)}) for lease in finished]
+
+    def cancel(self, lease: Lease) -> None:
+        pass
+
+    def avoid(self, node: str) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
 
 
 def _rss_mb() -> float:

@@ -116,7 +116,7 @@ def _memory(measured: Measured) -> str:
         for count in counts
     ]
     return f"""## Ten thousand trials
-Trials that take no time on two Ray workers, sampled at random; the driver's process. Commit, time, load:
+Trials that fake workers finish at once, sampled at random; the driver's process, without Ray. Commit, time, load:
 {", ".join(_origin(measurement))}.
 
 {_table(["trials", "memory MB", "CPU ms a trial", "wall ms a trial"], rows)}"""
