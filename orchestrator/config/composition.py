@@ -31,7 +31,9 @@ def compose(folder: Path, name: str, overrides: Sequence[str], source: str, *, t
 
     parse_overrides(overrides)  # so that a slip in one is told as such
     chosen = _chosen_groups(_check_file(folder / f"{name}.yaml", source))
-    searchpath = f'hydra.searchpath=["file://{CONF.resolve()}"]'
+    overrides, beside = _located(overrides)
+    folders = ", ".join(f'"file://{path}"' for path in (*beside, CONF.resolve()))
+    searchpath = f"hydra.searchpath=[{folders}]"
     try:
         with initialize_config_dir(config_dir=str(folder.resolve()), version_base="1.3"):
             config = hydra_compose(name, overrides=[searchpath, *(_forced(item, chosen) for item in overrides)])
@@ -48,6 +50,22 @@ def compose(folder: Path, name: str, overrides: Sequence[str], source: str, *, t
         raise UserError(_one_line(error), file=source, key=_full_key(error)) from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _located(overrides: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """`experiment=some/experiment/mine.yaml` as Hydra takes it: the file's name, and where its group is."""
+    named, beside = [], []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "experiment" and value.endswith(".yaml"):
+            file = Path(value).expanduser().resolve()
+            if not file.is_file() or file.parent.name != "experiment":
+                problem = f"no file {value}" if not file.is_file() else f"{value} is not in a folder named experiment"
+                raise UserError(problem, file="command line", key=key, remedy="give .../experiment/NAME.yaml")
+            override = f"experiment={file.stem}"
+            beside.append(file.parents[1])
+        named.append(override)
+    return named, beside
 
 
 def _check_file(file: Path, source: str) -> list[Any]:

@@ -112,6 +112,17 @@ def test_an_experiment_beside_the_sweep_file_can_be_chosen(tmp_path: Path) -> No
     assert (sweep.experiment["scene"]["resolution"], sweep.experiment["prior"]["path"]) == (24, "toybox")
 
 
+def test_an_experiment_can_be_given_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "mine.yaml"
+    file.write_text("# @package _global_\ndefaults: [toybox]\nscene: {resolution: 24}\n")
+    assert config.load_asset("a red cube", [f"experiment={file}"]).experiment["scene"]["resolution"] == 24
+    with pytest.raises(
+        UserError, match=r"command line: experiment: no file nowhere.yaml; give .../experiment/NAME.yaml"
+    ):
+        config.load_asset("a red cube", ["experiment=nowhere.yaml"])
+
+
 def test_a_trial_is_every_prompt_with_every_seed(tmp_path: Path) -> None:
     sweep = load(tmp_path, "distillation.guidance_scale=7.5", prompts=["a red cube", "a blue torus"], seeds=[0, 7])
     trial = config.plan_trial(sweep, Suggestion(number=3, params={GUIDANCE: 4.0}))
