@@ -48,7 +48,8 @@ if [ "$venv" = "$psd/venv" ]; then
         "${pip[@]}" -e "$repository"
         echo "$wanted" >"$venv/.installed"
     fi
-elif ! "$venv/bin/python" -c 'import diffusers, optuna, ray, wandb'; then
+elif ! "$venv/bin/python" -c \
+    'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, ("diffusers", "optuna", "ray", "wandb"))))'; then
     echo "psd: PSD_VENV=$venv lacks what psd needs; install it there: pip install -c constraints.txt psd-sweeps" >&2
     exit 1
 fi
@@ -72,6 +73,8 @@ export RAY_AUTH_MODE=token
 # A node that hangs or is cut off counts as dead after about 20 s; Ray's own settings take a minute.
 export RAY_health_check_initial_delay_ms=5000 RAY_health_check_period_ms=3000
 export RAY_health_check_timeout_ms=5000 RAY_health_check_failure_threshold=4
+# What Ray gives a node's agent to start; with its own 15 s a busy host, or one with a slow disk, gives up.
+export RAY_agent_register_timeout_ms=120000
 # Which autoscaler this cluster runs, for those who talk to it.
 export RAY_enable_autoscaler_v2=${PSD_AUTOSCALER_V2:-0}
 EOF
@@ -108,4 +111,5 @@ touch ~/.bashrc
 { echo "$line"; grep -v '# psd$' ~/.bashrc || true; echo "$line"; } | write ~/.bashrc
 [ -f ~/.bash_profile ] || [ -f ~/.bash_login ] || [ -f ~/.profile ] || echo '. ~/.bashrc' >~/.profile
 if [ -f ~/.ray/auth_token ]; then chmod 600 ~/.ray/auth_token; fi
-echo "psd: $(hostname) is ready; $("$venv/bin/python" -V), ray $("$venv/bin/ray" --version | sed 's/.* //')"
+version=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("ray"))')
+echo "psd: $(hostname) is ready; $("$venv/bin/python" -V), ray $version"
