@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import optuna
 import pytest
-from optuna.trial import TrialState
 
+from orchestrator import config
+from orchestrator.optuna_study.study import read_records
+from orchestrator.study import TrialRecord
 from tests.cluster.hosts import Host, Hosts, edited, why_not
 
 ROOT = Path(__file__).parents[2]
@@ -105,8 +106,8 @@ def laptop(hosts: Hosts) -> Laptop:
         source = ROOT / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, checkout / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {}))
-    config = edited((ROOT / "cluster" / "local.yaml").read_text(), [host.address for host in hosts.hosts])
-    (checkout / "cluster.yaml").write_text(config)
+    cluster = edited((ROOT / "cluster" / "local.yaml").read_text(), [host.address for host in hosts.hosts])
+    (checkout / "cluster.yaml").write_text(cluster)
     laptop = Laptop(hosts, checkout)
     laptop.run("ray", "get-auth-token", "--generate", timeout_s=60)
     _bring_up(laptop)
@@ -135,9 +136,9 @@ def _num_results(hosts: Hosts) -> int:
     return len(list(hosts.shared.glob("outputs/cfg_scale/runs/*/result.json")))
 
 
-def _trials(hosts: Hosts) -> list[optuna.trial.FrozenTrial]:
-    url = f"sqlite:///{hosts.shared}/outputs/cfg_scale/study.db"
-    return optuna.load_study(study_name="cfg_scale", storage=url).get_trials()
+def _trials(hosts: Hosts) -> Sequence[TrialRecord]:
+    sweep = config.load_output(hosts.shared / "outputs" / "cfg_scale")
+    return read_records(name=sweep.config.name, storage_url=sweep.storage_url)
 
 
 def _break_things(hosts: Hosts, sweep: Command) -> set[str]:
@@ -178,13 +179,13 @@ def test_a_sweep_survives_on_hosts_that_came_up_by_ray_up(laptop: Laptop, hosts:
     trials = _trials(hosts)
     assert [trial.number for trial in trials] == list(range(TRIALS))
     for trial in trials:
-        assert trial.state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-        assert trial.state is not TrialState.FAIL or trial.user_attrs["reason"]
-    assert sum(trial.state is TrialState.COMPLETE for trial in trials) >= TRIALS - 2
+        assert trial.state in ("complete", "pruned", "failed")
+        assert trial.state != "failed" or trial.attributes["reason"]
+    assert sum(trial.state == "complete" for trial in trials) >= TRIALS - 2
     for trial in trials:
         folder = hosts.shared / "outputs" / "cfg_scale" / "runs" / f"t{trial.number:04d}-p00-s0"
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        if trial.state is TrialState.COMPLETE:
+        if trial.state == "complete":
             assert [row["step"] for row in rows] == list(range(2, 17, 2)), "each step once, whoever computed it"
 
     said = laptop.run("ray", "exec", "cluster.yaml", "psd status outputs/cfg_scale", timeout_s=200)
