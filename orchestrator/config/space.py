@@ -98,10 +98,17 @@ class _Branch:
                 try:
                     experiment(merge(base, nest({key: value})))
                 except ConfigError as error:
-                    culprit, tried = (error.key, needed[error.key]) if error.key in needed else (key, value)
+                    culprit, tried = self._culprit(error.key, {**needed, key: value}) or (key, value)
                     raise ConfigError(
                         join("search.space", culprit), f"{tried!r} is not allowed there: {error}"
                     ) from None
+
+    def _culprit(self, wrong: str, tried: Mapping[str, Any]) -> tuple[str, Any] | None:
+        """The searched key that a wrong setting goes back to: itself, or the kind that asks for it."""
+        if wrong in tried:
+            return wrong, tried[wrong]
+        kind = _searched_above(wrong, self.choice)
+        return None if kind is None else (kind, self.choice[kind])
 
 
 def _check_kinds(kinds: Mapping[str, Any], branches: Sequence[_Branch], filled: Mapping[str, Any]) -> None:

@@ -246,7 +246,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("views out of groups", {"evaluation": {"num_views": 6}}, "evaluation.num_views: must be a multiple of cameras.gr"),
     ("unknown metric", {"objective": {"metric": "jugde"}}, "objective.metric: must be one of reward, judge, gap, colo"),
     ("unknown direction", {"objective": {"direction": "up"}}, "objective.direction: must be one of maximize, minimize"),
-    ("no reward to train on", {"rewards": {"train": None}}, "rewards.train: must be a mapping with keys among kind"),
+    ("no reward to train on", {"rewards": {"train": None}}, "rewards.train: must be a mapping with a `kind`; got null"),
     (
         "pairs that are not there",
         {"distillation": {"weighting": {"kind": "single"}, "negative_embedding": {"enabled": True}}},
@@ -452,7 +452,8 @@ UNFIT: list[tuple[str, dict[str, Any], str]] = [
     ("half a study", {"search": {"warm_start": {"name": "x"}}}, "search.warm_start.storage: is missing"),
     ("evaluations that would be skipped", {"evaluation": {"every": 25}},
      "evaluation.every: must be a multiple of optimization.log_every (10)"),
-    ("a reward with a metric's name", {"rewards": {"fog": {"path": "toybox/judge"}}}, "rewards.fog: is the name of a "),
+    ("a reward with a metric's name", {"rewards": {"fog": {"kind": "clip_preference", "path": "toybox/judge"}}},
+     "rewards.fog: is the name of a "),
 ]  # fmt: skip
 
 

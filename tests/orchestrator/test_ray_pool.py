@@ -273,11 +273,11 @@ lease = Lease(spec=RunSpec(run_id="run", trial=0, prompt="p", seed=0, config=con
 interrupted = []
 signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
 pool.submit(lease)
-(event,) = pool.poll(60.0)
+(event,) = pool.poll(300.0)
 os.killpg(0, signal.SIGINT)
 pool.cancel(lease)
 while isinstance(event, RunProgressed):
-    (event,) = pool.poll(60.0)
+    (event,) = pool.poll(300.0)
 pool.close()
 assert interrupted
 print(type(event).__name__)
