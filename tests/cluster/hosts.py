@@ -1,7 +1,7 @@
 """Hosts for tests: each with its own network, processes, home directory, `/tmp/ray` and sshd, on this one machine.
 
-Linux namespaces, made by `ip netns` and `unshare`; needs root. They share the file system otherwise, which is how hosts
-with an NFS look, and a bridge on which this machine has the first address.
+Linux namespaces, made by `ip netns` and `unshare`; needs root. They share a bridge, on which this machine has the first
+address, and the file system. Ray's workers find the driver's output folder there, as on an NFS.
 """
 
 from __future__ import annotations
@@ -103,8 +103,6 @@ class Hosts:
         (folder / "laptop-ray").mkdir()
         (folder / "laptop-passwd").write_text(_passwd(self.laptop))
         _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key))
-        self.shared = folder / "shared"
-        self.shared.mkdir()
         self.hosts: list[Host] = []
         self.clear()
         _run("ip", "link", "add", BRIDGE, "type", "bridge")
@@ -180,7 +178,6 @@ hostname {name}
 mkdir -p /tmp/ray /run/sshd
 mount --bind {folder}/ray /tmp/ray
 mount --bind {folder}/passwd /etc/passwd
-mount --bind {self.shared} {folder}/home/psd-work
 exec /usr/sbin/sshd -D -e -f {folder}/sshd_config
 """
 

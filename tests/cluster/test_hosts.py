@@ -132,12 +132,17 @@ def _until(condition: Callable[[], object], what: str, timeout_s: float) -> None
         time.sleep(0.5)
 
 
+def _output(hosts: Hosts) -> Path:
+    """The sweep's folder on the head."""
+    return hosts.hosts[0].home / "psd-work" / "outputs" / "cfg_scale"
+
+
 def _num_results(hosts: Hosts) -> int:
-    return len(list(hosts.shared.glob("outputs/cfg_scale/runs/*/result.json")))
+    return len(list(_output(hosts).glob("runs/*/result.json")))
 
 
 def _trials(hosts: Hosts) -> Sequence[TrialRecord]:
-    sweep = config.load_output(hosts.shared / "outputs" / "cfg_scale")
+    sweep = config.load_output(_output(hosts))
     return read_records(name=sweep.config.name, storage_url=sweep.storage_url)
 
 
@@ -183,7 +188,7 @@ def test_a_sweep_survives_on_hosts_that_came_up_by_ray_up(laptop: Laptop, hosts:
         assert trial.state != "failed" or trial.attributes["reason"]
     assert sum(trial.state == "complete" for trial in trials) >= TRIALS - 2
     for trial in trials:
-        folder = hosts.shared / "outputs" / "cfg_scale" / "runs" / f"t{trial.number:04d}-p00-s0"
+        folder = _output(hosts) / "runs" / f"t{trial.number:04d}-p00-s0"
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         if trial.state == "complete":
             assert [row["step"] for row in rows] == list(range(2, 17, 2)), "each step once, whoever computed it"
