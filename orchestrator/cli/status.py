@@ -36,7 +36,7 @@ def status_command(output: Path) -> int:
     )
     if rows:
         console.print()
-        console.print(terminal_table(rows, sweep.goals, other_metrics(sweep)))
+        console.print(terminal_table(rows, sweep.goals, other_metrics(sweep), width=console.width))
     for record in records:
         if record.state == "running":
             _print_runs(sweep, record, console)

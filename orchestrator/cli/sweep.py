@@ -361,7 +361,7 @@ def conclude(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> 
     durable.write_text(sweep.output / "trials.csv", trials_csv(rows))
     if rows:
         console.print()
-        console.print(terminal_table(rows, sweep.goals, other_metrics(sweep)))
+        console.print(terminal_table(rows, sweep.goals, other_metrics(sweep), width=console.width))
     best = best_rows(rows)
     if best:
         own = [(row, config.own_settings(sweep, row.params)) for row in best]

@@ -19,6 +19,7 @@ from orchestrator.goals import Frontier, Goal
 from orchestrator.study import TrialRecord
 from orchestrator.trial import Scalar
 
+_GAP = 2  # blanks between columns
 _PLAIN_WORD = re.compile(r"[A-Za-z_./][\w./-]*")  # needs no quotes in an override
 
 
@@ -56,27 +57,55 @@ def best_rows(rows: Sequence[TrialRow]) -> list[TrialRow]:
     return [row for row in rows if row.is_best]
 
 
-def terminal_table(rows: Sequence[TrialRow], goals: Sequence[Goal], shown_metrics: Sequence[str]) -> Table:
-    """``shown_metrics`` are columns of their own, as long as some trial has them. The best are green."""
-    params = list(dict.fromkeys(name for row in rows for name in row.params))
-    present = [name for name in shown_metrics if any(name in row.metrics for row in rows)]
-    with_sd = any(row.sd is not None for row in rows)
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("trial", justify="right")
-    for name in params:
-        table.add_column(short_name(name, params), justify="right")
-    for goal in goals:
-        table.add_column(goal.name, justify="right", style="bold")
-    for name in [*(["sd"] if with_sd else []), *(name.removeprefix("eval/") for name in present)]:
-        table.add_column(name, justify="right")
-    for row in rows:
-        cells = [str(row.number), *(format_value(row.params.get(name)) for name in params)]
-        values: list[object] = [*row.values] or [row.state, *[None] * (len(goals) - 1)]
-        cells += map(format_value, values)
-        cells += [format_value(row.sd)] if with_sd else []
-        cells += [format_value(row.metrics.get(name)) for name in present]
+@dataclass(frozen=True)
+class _Column:
+    header: str
+    cells: Sequence[str]
+    style: str = ""
+
+    @property
+    def width(self) -> int:
+        return max(map(len, [self.header, *self.cells])) + _GAP
+
+
+def terminal_table(
+    rows: Sequence[TrialRow], goals: Sequence[Goal], shown_metrics: Sequence[str], *, width: int
+) -> Table:
+    """``shown_metrics`` are columns of their own, as long as some trial has them and ``width`` has room for them;
+    the caption names those that it has not. The best trials are green.
+    """
+    columns = _settings_and_values(rows, goals)
+    room = width - sum(column.width for column in columns)
+    left_out: list[str] = []
+    for name in [name for name in shown_metrics if any(name in row.metrics for row in rows)]:
+        column = _Column(name.removeprefix("eval/"), [format_value(row.metrics.get(name)) for row in rows])
+        room -= column.width
+        if room < 0:
+            left_out.append(column.header)
+        else:
+            columns.append(column)
+    caption = f"also in trials.csv: {', '.join(left_out)}" if left_out else None
+    table = Table(box=None, header_style="bold", padding=(0, _GAP, 0, 0), caption=caption, caption_justify="left")
+    for column in columns:
+        table.add_column(column.header, justify="right", style=column.style)
+    for row, cells in zip(rows, zip(*(column.cells for column in columns), strict=True), strict=True):
         table.add_row(*cells, style="green" if row.is_best else "dim" if not row.feasible else None)
     return table
+
+
+def _settings_and_values(rows: Sequence[TrialRow], goals: Sequence[Goal]) -> list[_Column]:
+    """The columns that are always shown."""
+    params = list(dict.fromkeys(name for row in rows for name in row.params))
+    columns = [_Column("trial", [str(row.number) for row in rows])]
+    columns += [
+        _Column(short_name(name, params), [format_value(row.params.get(name)) for row in rows]) for name in params
+    ]
+    for index, goal in enumerate(goals):
+        cells = [format_value(row.values[index] if row.values else None if index else row.state) for row in rows]
+        columns.append(_Column(goal.name, cells, style="bold"))
+    if any(row.sd is not None for row in rows):
+        columns.append(_Column("sd", [format_value(row.sd) for row in rows]))
+    return columns
 
 
 def trials_csv(rows: Sequence[TrialRow]) -> str:
