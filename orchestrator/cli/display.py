@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.checkpoints import step_of
 from orchestrator.clock import Clock
 from orchestrator.driver import (
     NodeQuarantined,
@@ -89,6 +90,9 @@ class SweepView:
                 self.params[trial.number] = trial.params
             case RunLeased(lease=lease):
                 self.runs[lease.spec.run_id] = _RunLine(prompt=lease.spec.prompt, attempt=lease.attempt)
+                if lease.attempt:
+                    whence = f"from step {step_of(lease.resume_from)}" if lease.resume_from else "from the start"
+                    return f"{lease.spec.run_id} goes on {whence}, attempt {lease.attempt + 1}"
             case RunProgressed(lease=lease, step=step, num_steps=num_steps, metrics=metrics):
                 line = self.runs[lease.spec.run_id]
                 if self._started_s is None:

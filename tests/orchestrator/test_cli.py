@@ -25,7 +25,7 @@ from orchestrator.objective import Run
 from orchestrator.report.tables import best_rows, best_yaml, format_params, trial_rows, trials_csv
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import Suggestion, TrialRecord
-from orchestrator.trial import Lease, RunFinished, RunProgressed, RunSpec, TrialSpec
+from orchestrator.trial import Failure, FailureKind, Lease, RunFailed, RunFinished, RunProgressed, RunSpec, TrialSpec
 from orchestrator.worker import WorkerSetup
 
 ROOT = Path(__file__).parents[2]
@@ -304,6 +304,19 @@ def test_events_add_up_to_progress_best_and_time_left() -> None:
     assert view.summary().startswith("2/4 trials · 1 failed · best judge 1 (trial 0: guidance_scale 7.5)")
     assert view.left_s is not None
     assert 20 <= view.left_s <= 60
+
+
+def test_a_lost_run_is_told_to_go_on() -> None:
+    view = SweepView(name="s", goals=[JUDGE], num_trials=1, runs_per_trial=1, records=[], clock=ManualClock())
+    lease = Lease(spec=RunSpec(run_id="t0000-p00-s0", trial=0, prompt="a red cube", seed=0, config={}))
+    lost = Failure(kind=FailureKind.LOST, message="the worker was lost")
+    assert view.update(RunLeased(lease=lease)) is None
+    view.update(RunProgressed(lease=lease, step=50, num_steps=120, metrics={}))
+    assert view.update(RunFailed(lease=lease, failure=lost)) == "t0000-p00-s0 failed at step 50: the worker was lost"
+    again = replace(lease, attempt=1, resume_from="/runs/t0000-p00-s0/checkpoints/step-000040")
+    assert view.update(RunLeased(lease=again)) == "t0000-p00-s0 goes on from step 40, attempt 2"
+    fresh = replace(lease, attempt=2)
+    assert view.update(RunLeased(lease=fresh)) == "t0000-p00-s0 goes on from the start, attempt 3"
 
 
 def test_tables_have_the_best_first_and_the_spread_over_runs() -> None:
