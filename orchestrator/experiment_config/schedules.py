@@ -9,27 +9,27 @@ from orchestrator.schema import ConfigError, Count, Range, WholeNumber
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearConfig:
-    kind: Literal["linear"] = "linear"
+class _Ramp:
+    """From one value to another between two steps, constant before and after."""
+
     start: float
     end: float
     start_step: WholeNumber = 0
     end_step: Count
 
     def __post_init__(self) -> None:
-        _check_steps(self.start_step, self.end_step)
+        if self.end_step <= self.start_step:
+            raise ConfigError("end_step", f"must be > start_step ({self.start_step}); got {self.end_step}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CosineConfig:
-    kind: Literal["cosine"] = "cosine"
-    start: float
-    end: float
-    start_step: WholeNumber = 0
-    end_step: Count
+class LinearConfig(_Ramp):
+    kind: Literal["linear"] = "linear"
 
-    def __post_init__(self) -> None:
-        _check_steps(self.start_step, self.end_step)
+
+@dataclass(frozen=True, kw_only=True)
+class CosineConfig(_Ramp):
+    kind: Literal["cosine"] = "cosine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +64,3 @@ def check_within(key: str, values: tuple[float, ...], allowed: Range) -> None:
     for value in values:
         if value not in allowed:
             raise ConfigError(key, f"must be {allowed}; got {value:g}")
-
-
-def _check_steps(start_step: int, end_step: int) -> None:
-    if end_step <= start_step:
-        raise ConfigError("end_step", f"must be > start_step ({start_step}); got {end_step}")
