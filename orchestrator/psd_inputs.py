@@ -120,10 +120,10 @@ def _reward_checkpoints(key: str, reward: SingleRewardConfig) -> Iterator[Checkp
     if isinstance(reward, FunctionConfig):
         yield _look_at(f"{key}.name", reward.name, Path(reward.name), lambda name: _check_function(str(name)))
         return
-    folder, processor = reward_folder(reward.path), None
+    folder, has_processor = reward_folder(reward.path), True
     if isinstance(reward, ClipPreferenceConfig | ClipScoreConfig) and reward.processor is not None:
-        processor = reward_folder(reward.processor)
-        yield _look_at(f"{key}.processor", reward.processor, processor, check_processor_folder)
+        has_processor = False
+        yield _look_at(f"{key}.processor", reward.processor, reward_folder(reward.processor), check_processor_folder)
     if isinstance(reward, AestheticConfig):
         yield _look_at(f"{key}.head", reward.head, Path(reward.head).expanduser(), _check_file)
     architecture, reads_text = _ARCHITECTURES[type(reward)], not isinstance(reward, AestheticConfig)
@@ -131,7 +131,7 @@ def _reward_checkpoints(key: str, reward: SingleRewardConfig) -> Iterator[Checkp
         f"{key}.path",
         reward.path,
         folder,
-        lambda folder: check_reward_folder(folder, architecture, processor=processor, reads_text=reads_text),
+        lambda folder: check_reward_folder(folder, architecture, has_processor=has_processor, reads_text=reads_text),
     )
 
 

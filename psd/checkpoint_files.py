@@ -59,8 +59,8 @@ def check_folder(folder: Path, *, kind: str) -> None:
         return
     if folder.exists():
         raise ValueError(f"no {kind} at {folder}: it is a file; `psd convert` makes folders of some published files")
-    cached = ", and the Hugging Face cache has no model of this id" if _HUB_ID.fullmatch(str(folder)) else ""
-    raise ValueError(f"no {kind} at {folder}: the folder does not exist{cached}")
+    cached = " and in the Hugging Face cache no model" if _HUB_ID.fullmatch(str(folder)) else ""
+    raise ValueError(f"no {kind} at {folder}: there is no folder{cached} of this name")
 
 
 def check_weights(folder: Path, filename: str) -> str | None:

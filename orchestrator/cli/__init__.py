@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from orchestrator.errors import SweepAbortedError, UserError
+from orchestrator.schema import did_you_mean
 
 _DESCRIPTION = """\
 Text-to-3D by Preference Score Distillation, and sweeps over its settings.
@@ -27,6 +28,7 @@ Text-to-3D by Preference Score Distillation, and sweeps over its settings.
 _OVERRIDES = """\
 Overrides are Hydra's: `key=value`, lists as 'prompts=[a red cube,a blue torus]'. All keys: docs/sweep-files.md
 """
+_OPTIONS = ("--dry-run", "--format", "--resolution", "--tokenizer", "--base", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,21 +98,35 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; overrides may stand before and after an option, which argparse alone does not allow."""
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides += rest
-    return arguments
-
-
-def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="psd", description=_DESCRIPTION, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"psd {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    _add_commands(commands)
 
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and not words[0].startswith("-") and words[0] not in commands.choices:
+        parser.error(f"there is no command {words[0]!r}{_meant(words[0], commands.choices)}")
+    arguments, rest = parser.parse_known_args(words)
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        options = did_you_mean(rest[0], _OPTIONS)
+        commands.choices[arguments.command].error(f"unrecognized arguments: {' '.join(rest)}{options}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    """What was meant by a word that is no command: one of those, or what the commonest two take."""
+    if word.endswith((".yaml", ".yml")):
+        return f"; did you mean: psd sweep {word}"
+    if " " in word:
+        return f'; did you mean: psd run "{word}"'
+    return did_you_mean(word, known) or "; psd --help lists them"
+
+
+def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
     sweep = commands.add_parser("sweep", help="run a sweep file", epilog=_OVERRIDES, formatter_class=raw)
     sweep.add_argument("file", type=Path, metavar="FILE", help="for example sweeps/cfg_scale.yaml")
     _add_overrides(sweep, "for example trials=4 distillation.residual.rescale=0.3")
@@ -154,7 +170,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(commands)
 
     commands.add_parser("doctor", help="check this machine: packages, devices, checkpoints, tracking")
-    return parser
 
 
 def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -187,7 +202,8 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=example)
+    # with a default, argparse does not list them among what is required
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=example)
 
 
 def _version() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from orchestrator import config
-from orchestrator.cli.sweep import INTERRUPTED, Interrupt, check, hold, print_plan, typed, worker_setup
+from orchestrator.cli.display import LINE_EVERY_S
+from orchestrator.cli.sweep import INTERRUPTED, Interrupt, check, hold, print_plan, shown, typed, worker_setup
 from orchestrator.config import Sweep
+from orchestrator.errors import UserError
 from orchestrator.local_pool import LocalPool
 from orchestrator.report.tables import format_value
 from orchestrator.run_folder import begin_sitting
@@ -23,6 +26,10 @@ PRODUCTS = ("mesh.glb", "turntable.gif", "image.png", "contact_sheet.png", "metr
 
 
 def run_command(prompt: str, overrides: Sequence[str], *, dry_run: bool) -> int:
+    stray = [word for word in overrides if "=" not in word and not word.startswith("~")]
+    if stray:
+        whole = " ".join([prompt, *stray])
+        raise UserError(f'a prompt of several words needs quotes: psd run "{whole}"', file="command line")
     sweep = config.load_asset(prompt, overrides)
     if not any(override.lstrip("+").startswith("output=") for override in overrides):
         sweep = _in_free_folder(sweep)
@@ -64,7 +71,7 @@ def _execute(pool: LocalPool, lease: Lease, console: Console) -> Event:
     pool.submit(lease)
     with interrupt.caught(), Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("loading", total=None, metrics="")
-        cancelled = False
+        cancelled, told_s = False, time.monotonic()
         while True:
             if interrupt.requested and not cancelled:
                 pool.cancel(lease)
@@ -72,8 +79,11 @@ def _execute(pool: LocalPool, lease: Lease, console: Console) -> Event:
             for event in pool.poll(0.5):
                 if not isinstance(event, RunProgressed):
                     return event
-                shown = _shown_metrics(event.metrics)
-                progress.update(bar, completed=event.step, total=event.num_steps, description="steps", metrics=shown)
+                text = _shown_metrics(event.metrics)
+                progress.update(bar, completed=event.step, total=event.num_steps, description="steps", metrics=text)
+                if not console.is_terminal and time.monotonic() - told_s >= LINE_EVERY_S:
+                    console.print(f"step {event.step}/{event.num_steps}  {text}", highlight=False, soft_wrap=True)
+                    told_s = time.monotonic()
 
 
 def _shown_metrics(metrics: Mapping[str, float]) -> str:
@@ -103,13 +113,13 @@ def _conclude(event: Event, sweep: Sweep, folder: Path, console: Console) -> int
 
 def show_asset(metrics: Mapping[str, float], folder: Path, console: Console) -> None:
     """The final scores of a run, and its files."""
-    shown = {name.removeprefix("eval/"): value for name, value in metrics.items() if name.startswith("eval/")}
+    scores = {name.removeprefix("eval/"): value for name, value in metrics.items() if name.startswith("eval/")}
     console.print(
-        "  ".join(f"{name} {format_value(value)}" for name, value in shown.items()), highlight=False, soft_wrap=True
+        "  ".join(f"{name} {format_value(value)}" for name, value in scores.items()), highlight=False, soft_wrap=True
     )
     for name in PRODUCTS:
         if (folder / name).exists():
-            console.print(str(folder / name), highlight=False, soft_wrap=True)
+            console.print(str(shown(folder / name)), highlight=False, markup=False, soft_wrap=True)
 
 
 def _in_free_folder(sweep: Sweep) -> Sweep:

@@ -22,6 +22,6 @@ def convert_command(model: str, checkpoint: Path, out: Path, tokenizer: str | No
     try:
         convert(model, checkpoint, out, tokenizer, base)
     except ValueError as error:
-        raise UserError(str(error), file=f"psd convert {model}") from None
+        raise UserError(str(error)) from None
     Console().print(f"{model} is in {out}", highlight=False, soft_wrap=True)
     return 0

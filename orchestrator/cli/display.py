@@ -32,7 +32,7 @@ from orchestrator.report.tables import format_params, format_time, format_value
 from orchestrator.study import TrialRecord
 from orchestrator.trial import RunFailed, RunFinished, RunProgressed, RunStopped
 
-_LINE_EVERY_S = 20.0
+LINE_EVERY_S = 20.0  # between two lines of a log
 
 
 @dataclass
@@ -210,7 +210,7 @@ class LineDisplay:
             self._print(line)
 
     def tick(self) -> None:
-        if time.monotonic() - self._last_s >= _LINE_EVERY_S:
+        if time.monotonic() - self._last_s >= LINE_EVERY_S:
             running = ", ".join(f"{name} {line.place}" for name, line in self._view.runs.items())
             self._print(self._view.summary() + (f" · {running}" if running else ""))
 

@@ -21,7 +21,7 @@ def set_command(words: Sequence[str]) -> int:
     """``psd set [OUTPUT_DIR] KEY=VALUE...``; without a folder, the one sweep that is at work under `outputs`."""
     folders, overrides = [word for word in words if "=" not in word], [word for word in words if "=" in word]
     if len(folders) > 1 or not overrides:
-        raise UserError("takes one output folder at most, and at least one KEY=VALUE", file="psd set")
+        raise UserError("takes one output folder at most, and at least one KEY=VALUE", file="command line")
     for override in overrides:
         key = override.partition("=")[0]
         if key.split(".")[0] not in LIVE_KEYS:
@@ -73,7 +73,6 @@ def _only_sweep_at_work(outputs: Path) -> Path:
         found = ", ".join(map(str, at_work)) or "none"
         raise UserError(
             f"cannot tell which sweep is meant; at work under {outputs}: {found}",
-            file="psd set",
             remedy="name its folder: psd set OUTPUT_DIR KEY=VALUE",
         )
     return at_work[0]

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -140,19 +140,24 @@ def hold(sweep: Sweep) -> Iterator[None]:
     """Keep a second driver out of the output folder.
 
     Raises:
-        UserError: there is one; it says who.
+        UserError: there is one, and who it is; or the folder cannot be written to.
     """
-    sweep.output.mkdir(parents=True, exist_ok=True)
-    try:
-        with held(sweep.output):
-            yield
-    except HeldError as error:
-        raise UserError(
-            f"{sweep.output} is being worked on by {error.holder or 'another process'}",
-            file=sweep.source,
-            key="output",
-            remedy=f"see how far it is: psd status {sweep.output}",
-        ) from None
+    with ExitStack() as stack:
+        try:
+            sweep.output.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(sweep.output))
+        except HeldError as error:
+            raise UserError(
+                f"{sweep.output} is being worked on by {error.holder or 'another process'}",
+                file=sweep.source,
+                key="output",
+                remedy=f"see how far it is: psd status {sweep.output}",
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {sweep.output}: {error.strerror}", file=sweep.source, key="output"
+            ) from None
+        yield
 
 
 def worker_setup(sweep: Sweep) -> WorkerSetup:
@@ -378,7 +383,12 @@ def conclude(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> 
 def typed(name: str) -> str:
     """A command as it can be typed here, where the environment that holds it may not be activated."""
     beside = Path(sys.executable).with_name(name)
-    return os.path.relpath(beside) if shutil.which(name) is None and beside.is_file() else name
+    return str(shown(beside)) if shutil.which(name) is None and beside.is_file() else name
+
+
+def shown(path: Path) -> Path:
+    """A path from the current folder, where it is in it; else whole."""
+    return path.absolute().relative_to(Path.cwd()) if path.absolute().is_relative_to(Path.cwd()) else path
 
 
 def other_metrics(sweep: Sweep) -> list[str]:
@@ -389,7 +399,7 @@ def other_metrics(sweep: Sweep) -> list[str]:
 
 def where_to_look(sweep: Sweep) -> list[tuple[str, str]]:
     """What there is to look at, and with which command."""
-    output = Path(os.path.relpath(sweep.output)) if sweep.output.is_absolute() else sweep.output
+    output = shown(sweep.output)
     lines = [
         ("renders", f"{output}/runs/*/contact_sheet.png, turntable.gif, mesh.glb"),
         ("table", f"{output}/trials.csv, {output}/best.yaml"),

@@ -21,8 +21,8 @@ def weights_command(overrides: Sequence[str]) -> int:
         choices = [[f"experiment={path.stem}"] for path in sorted((CONF / "experiment").glob("*.yaml"))]
     missing: list[Checkpoint] = []
     for choice in choices:
-        console.print(f"[bold]{' '.join(choice)}[/bold]", highlight=False)
         found = list(checkpoints(experiment(config.load_asset("a red cube", choice).experiment)))
+        console.print(f"[bold]{' '.join(choice)}[/bold]", highlight=False)
         for checkpoint in found:
             _print_checkpoint(checkpoint, console)
         missing += [checkpoint for checkpoint in found if checkpoint.problem]
@@ -31,9 +31,9 @@ def weights_command(overrides: Sequence[str]) -> int:
 
 
 def _print_checkpoint(checkpoint: Checkpoint, console: Console) -> None:
-    mark = "[red]missing[/red]" if checkpoint.problem else "[green]ok     [/green]"
-    text = checkpoint.problem or str(checkpoint.folder)
-    console.print(f"  {mark} {checkpoint.key:<20} {checkpoint.path}: {text}", highlight=False, soft_wrap=True)
+    mark = "[red]FAIL[/red]" if checkpoint.problem else "[green]ok  [/green]"
+    text = checkpoint.problem or f"{checkpoint.path}: {checkpoint.folder}"
+    console.print(f"  {mark} {checkpoint.key:<24} {text}", highlight=False, soft_wrap=True)
 
 
 def _print_remedies(missing: Sequence[Checkpoint], console: Console) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SPACE_KEY = "search.space."
 CONF = Path(__file__).parents[1] / "conf"
+_BEGINNING = "a sweep file begins with `defaults: [sweep, experiment: toybox, _self_]`"
 
 
 def compose(folder: Path, name: str, overrides: Sequence[str], source: str, *, title: str) -> dict[str, Any]:
@@ -77,11 +78,13 @@ def _check_file(file: Path, source: str) -> list[Any]:
     from yaml import YAMLError, safe_load
 
     try:
-        content = safe_load(file.read_bytes())
+        content = safe_load(file.read_bytes().decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"is no UTF-8 text: {error.reason} at byte {error.start}", file=source) from None
     except (YAMLError, TypeError, ValueError) as error:  # PyYAML meets some odd keys and dates with plain errors
         raise UserError(_told_by_yaml(error), file=source) from None
     if content is None:
-        return []
+        raise UserError("is empty", file=source, remedy=_BEGINNING)
     if not isinstance(content, Mapping):
         raise UserError(f"must be a mapping of settings; it is {type(content).__name__}", file=source)
     for key in content:
@@ -91,6 +94,8 @@ def _check_file(file: Path, source: str) -> list[Any]:
         misfit = None if file == base else _misfit(content, {**safe_load(base.read_bytes()), "defaults": None})
         if misfit is not None:
             raise UserError("is a list where a mapping is wanted, or the other way round", file=source, key=misfit)
+    if "defaults" not in content and "output" not in content:  # which no complete file lacks
+        raise UserError("is missing", file=source, key="defaults", remedy=_BEGINNING)
     defaults = content.get("defaults", [])
     if not isinstance(defaults, list) or not all(isinstance(item, str | Mapping) for item in defaults):
         raise UserError("must be a list, as [sweep, experiment: toybox, _self_]", file=source, key="defaults")
@@ -119,9 +124,8 @@ def _told_by_yaml(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line = f"line {mark.line + 1}: " if mark is not None else ""
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or _one_line(error)
-    position = getattr(error, "position", None)
-    where = f" at byte {position}; save it as UTF-8 text" if position is not None else ""
-    return f"{line}is no YAML: {problem}{where}"
+    remedy = "; indent with blanks" if r"'\t'" in problem else ""
+    return f"{line}is no YAML: {problem}{remedy}"
 
 
 def _full_key(error: BaseException) -> str | None:
@@ -195,6 +199,9 @@ def _parse(override: str) -> Override:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    if "=" not in override and not override.startswith("~"):
+        remedy = "it must be KEY=VALUE, in quotes where it has blanks, as 'prompts=[a red cube]'"
+        raise UserError(f"cannot read {override!r}", file="command line", remedy=remedy)
     try:
         return OverridesParser.create().parse_override(override)
     except HydraException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from orchestrator.config.composition import CONF, compose, parse_overrides
 from orchestrator.config.output import read_record
 from orchestrator.config.sweep import CHANGEABLE, Sweep
 from orchestrator.errors import UserError
-from orchestrator.schema import did_you_mean
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -20,22 +20,30 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         UserError: with the file (or the command line), the key, and what would be right.
     """
+    if path.is_dir():
+        raise UserError("is a folder; name a sweep file in it", file=str(path))
     if not path.is_file():
-        near = did_you_mean(path.name, [item.name for item in path.parent.glob("*.yaml")])
-        raise UserError(f"no such file{near}", file=str(path))
+        raise UserError(f"no such file{_similar(path)}", file=str(path))
     if path.suffix != ".yaml":
         raise UserError("a sweep file's name must end in .yaml", file=str(path))
     plain = compose(path.parent, path.stem, overrides, str(path), title=path.stem)
     return checked(plain, overrides, str(path))
 
 
+def _similar(path: Path) -> str:
+    """A sweep file of about this name, beside it or among those of the project."""
+    files = {file.stem: file for file in [*Path("sweeps").rglob("*.yaml"), *path.parent.glob("*.yaml")]}
+    close = difflib.get_close_matches(path.stem, files, n=1)
+    return f"; did you mean {files[close[0]]}?" if close else ""
+
+
 def load_asset(prompt: str, overrides: Sequence[str] = ()) -> Sweep:
     """The sweep of one trial that `psd run` executes."""
-    source = "psd run"
+    source = "command line"
     slug = "-".join("".join(c if c.isalnum() else " " for c in prompt.lower()).split())[:60] or "asset"
     plain = compose(CONF, "asset", overrides, source, title=slug)
     if plain["prompts"] != "???":
-        raise UserError("is what stands after `psd run`; leave the override out", file="command line", key="prompts")
+        raise UserError("is what stands after `psd run`; leave the override out", file=source, key="prompts")
     sweep = checked({**plain, "prompts": [prompt]}, overrides, source)
     if not sweep.is_asset:
         raise UserError(

@@ -48,7 +48,11 @@ def check_output(sweep: Sweep) -> None:
     UserError: the output folder is another sweep's, or something else's.
     """
     output = sweep.output
-    if output.exists() and not output.is_dir():
+    try:
+        is_there = output.exists()
+    except (OSError, ValueError) as error:  # too long a name, or a NUL in it
+        raise UserError(f"cannot be a folder: {error}", file=sweep.source, key="output") from None
+    if is_there and not output.is_dir():
         raise UserError(f"must be a folder; {output} is a file", file=sweep.source, key="output")
     if not (output / "sweep.json").is_file():
         if output.is_dir() and any(not _is_ours(path) for path in output.iterdir()):

@@ -21,8 +21,10 @@ def convert(model: str, checkpoint: Path, out: Path, tokenizer: str | None, base
     """Writes the folder whole or not at all.
 
     Raises:
-        ValueError: the file is damaged or another model's, what it lacks is missing, or ``out`` is there already.
+        ValueError: the file is missing, damaged or another model's, what it lacks is missing, or ``out`` is there.
     """
+    if not checkpoint.is_file():
+        raise ValueError(f"{checkpoint}: no such file; psd weights says how to get it")
     match model:
         case "hpsv2":
             words = _needed(tokenizer, _CLIP)

@@ -29,9 +29,9 @@ def check_prior_folder(root: Path, kind: PriorKind) -> None:
     """Raises:
     ValueError: the folder, a part of it or its weights are missing or not whole, or it holds another kind of model.
     """
-    title = f"{_TITLES[kind]} (a diffusers folder with unet/, vae/, text_encoder/, tokenizer/ and scheduler/)"
-    check_folder(root, kind=title)
-    read_json(root / "model_index.json", kind=title)
+    check_folder(root, kind=_TITLES[kind])
+    layout = f"{_TITLES[kind]} (a diffusers folder with unet/, vae/, text_encoder/, tokenizer/ and scheduler/)"
+    read_json(root / "model_index.json", kind=layout)
     unet, vae, text = (read_json(root / part / "config.json", kind=f"{part} of a {_TITLES[kind]}") for part in _WEIGHTS)
     _check_class(root / "unet", unet.get("_class_name"), UNETS)
     _check_class(root / "vae", vae.get("_class_name"), AUTOENCODERS)

