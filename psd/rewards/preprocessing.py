@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from psd.checkpoint_files import read_json
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _MODES = {2: "bilinear", 3: "bicubic"}  # by PIL's numbers, which preprocessor_config.json uses
 _FLAGS = ("do_resize", "do_rescale", "do_normalize")
+_WEIGHT_BITS = 22  # behind the point, of Pillow's weights for images of 8 bits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Resize, crop, normalise; differentiable, and equal to transformers' processor up to its roundings to 8 bits.
+    """Resize, crop, normalise; differentiable, and what transformers' processor does but for its last rounding.
 
+    A resize that goes both ways is rounded to 8 bits in between, as Pillow does; gradients pass straight through that.
+    So an image of 8 bits comes out within half a step of 1/255 of the processor's (docs/rewards.md has the exception).
     ``squash`` resizes to a square whatever the aspect (BLIP's processor); otherwise the shorter side is resized and the
     centre cropped (CLIP's).
     """
@@ -72,11 +75,18 @@ class Preprocessing:
         return self._normalized(rgb[..., top : top + self.image_size, left : left + self.image_size])
 
     def _resized(self, rgb: Float[Tensor, "b 3 h w"], height: int, width: int) -> Float[Tensor, "b 3 h2 w2"]:
-        """Width first, then height, as Pillow does it, whose bytes cannot overshoot in between."""
-        for size in ((rgb.shape[-2], width), (height, width)):
-            if rgb.shape[-2:] != size:
-                rgb = F.interpolate(rgb, size, mode=self.mode, antialias=True).clamp(0, 1)
-        return rgb
+        """Width first, then height, with 8 bits in between: Pillow's way."""
+        old_height, old_width = rgb.shape[-2:]
+        if (height, width) == (old_height, old_width):
+            return rgb
+        levels = (rgb * 255).double()
+        if width != old_width:
+            levels = (levels @ resampling(old_width, width, self.mode, rgb.device).T).clamp(0, 255)
+        if width != old_width and height != old_height:
+            levels = levels + ((levels + 0.5).floor() - levels).detach()
+        if height != old_height:
+            levels = (resampling(old_height, height, self.mode, rgb.device) @ levels).clamp(0, 255)
+        return levels.float() / 255
 
     def _normalized(self, rgb: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Channel by channel, with plain numbers: tensors would be copied to the device in every step."""
@@ -104,3 +114,20 @@ def _edge(size: object) -> int | None:
         sides = {size[name] for name in ("shortest_edge", "height", "width") if size.get(name)}
         return int(sides.pop()) if len(sides) == 1 else None
     return size if isinstance(size, int) else None
+
+
+@lru_cache(maxsize=64)
+def resampling(old: int, new: int, mode: str, device: torch.device) -> Float[Tensor, "new old"]:
+    """Pillow's resize along one side, as a matrix: a kernel that widens with the reduction, in fixed-point numbers.
+
+    Doubles, so that images of 8 bits are rounded exactly where Pillow rounds them.
+    """
+    scale = old / new
+    centres = (torch.arange(new, dtype=torch.float64) + 0.5) * scale
+    x = ((torch.arange(old) + 0.5 - centres[:, None]) / max(scale, 1.0)).abs()
+    if mode == "bilinear":
+        kernel = (1 - x).clamp(min=0)
+    else:  # Keys' cubic with a = -1/2
+        kernel = torch.where(x < 1, (1.5 * x - 2.5) * x**2 + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2) * (x < 2)
+    weights: Tensor = kernel / kernel.sum(1, keepdim=True)
+    return ((weights * 2**_WEIGHT_BITS).round() / 2**_WEIGHT_BITS).to(device)

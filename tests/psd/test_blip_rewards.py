@@ -45,7 +45,7 @@ def test_image_reward_is_its_published_program(tokenizer: Path, tmp_path: Path, 
     torch.save(state, tmp_path / "ImageReward.pt")
     (tmp_path / "out").mkdir()
     convert_image_reward(tmp_path / "ImageReward.pt", tmp_path / "out", tokenizer)
-    rgb = torch.rand(3, 3, 20, 20, generator=generator)
+    rgb = torch.rand(3, 3, 16, 16, generator=generator)
     expected = mlp(state, features(state, rgb, PROMPTS, 35), prefix="mlp.")[:, 0]
     scores = ImageReward.from_pretrained(tmp_path / "out")(rgb, PROMPTS)
     torch.testing.assert_close(scores, (expected - 0.16717362830052426) / 1.0333394966054072, atol=1e-5, rtol=1e-5)

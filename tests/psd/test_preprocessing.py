@@ -27,8 +27,8 @@ PUBLISHED = {
 @pytest.mark.parametrize("size", [(256, 256), (224, 224), (64, 64), (300, 200), (200, 513)], ids=str)
 @pytest.mark.parametrize("processor", PUBLISHED.values(), ids=PUBLISHED)
 def test_equals_the_models_processor(processor: Any, size: tuple[int, int], tmp_path: Path) -> None:
-    """On white noise. Pillow rounds to 8 bits after each direction; that is a difference of up to 1/255, and a little
-    more where both roundings and the kernel's negative lobes meet."""
+    """On white noise. Half a step of 1/255 is the processor's last rounding, which is left out here; the one between
+    the two directions of a resize is at the same places, or some values would be off by a step and more."""
     processor.save_pretrained(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
     expected = processor([Image.fromarray(image) for image in images], return_tensors="pt").pixel_values
@@ -36,8 +36,24 @@ def test_equals_the_models_processor(processor: Any, size: tuple[int, int], tmp_
     actual = Preprocessing.from_json(tmp_path / "preprocessor_config.json")(rgb)
     assert actual.shape == expected.shape
     difference = (actual - expected).abs() * torch.tensor(CLIP_STD)[:, None, None]
-    assert (difference < 1 / 255).float().mean() > 0.999
-    assert difference.max() < 1.15 / 255
+    assert difference.max() < 0.501 / 255
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_gradients_are_those_of_a_resize_without_rounding(squash: bool, generator: torch.Generator) -> None:
+    """torch's own resize, on values that the kernel does not push out of [0, 1]."""
+    rgb = (0.3 + 0.4 * torch.rand(2, 3, 40, 40, generator=generator)).requires_grad_()
+    towards = torch.randn(2, 3, 32, 32, generator=generator)
+    preprocessing = Preprocessing(image_size=32, squash=squash, mean=(0.0,) * 3, std=(1.0,) * 3)
+    resized = torch.nn.functional.interpolate(rgb, (32, 32), mode="bicubic", antialias=True)
+    found, expected = (torch.autograd.grad((y * towards).sum(), rgb)[0] for y in (preprocessing(rgb), resized))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(preprocessing(rgb), resized, atol=1e-3)  # the values themselves are rounded
+
+
+def test_images_of_the_models_own_size_pass_as_they_are(generator: torch.Generator) -> None:
+    rgb = torch.rand(1, 3, 32, 32, generator=generator)
+    assert torch.equal(Preprocessing(image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)(rgb), rgb)
 
 
 def test_numbers_in_old_files_are_sides(tmp_path: Path) -> None:
