@@ -114,7 +114,9 @@ class LatentDiffusionPrior(ABC):
             max_length=self._max_tokens,
             return_tensors="pt",
         )
-        hidden: Tensor = self._text_encoder(tokens.input_ids.to(self._text_encoder.device)).last_hidden_state
+        hidden: Tensor = self._text_encoder(
+            tokens.input_ids.to(self._text_encoder.device, non_blocking=True)
+        ).last_hidden_state
         return hidden.float()
 
     def overflow(self, prompt: str) -> str:

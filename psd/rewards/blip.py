@@ -51,7 +51,7 @@ class ImageTextEncoder(nn.Module):
         self.text_encoder = BlipTextModel(text, add_pooling_layer=False)
 
     def forward(
-        self, pixels: Float[Tensor, "b 3 h w"], ids: Int[Tensor, "b tokens"], mask: Int[Tensor, "b tokens"]
+        self, pixels: Float[Tensor, "b 3 h w"], ids: Int[Tensor, "b tokens"], mask: Int[Tensor, "b tokens"] | None
     ) -> Float[Tensor, "b dim"]:
         patches = self.vision_model(pixels.to(self.vision_model.dtype)).last_hidden_state
         hidden: Tensor = self.text_encoder(ids, attention_mask=mask, encoder_hidden_states=patches).last_hidden_state

@@ -129,5 +129,6 @@ def resampling(old: int, new: int, mode: str, device: torch.device) -> Float[Ten
         kernel = (1 - x).clamp(min=0)
     else:  # Keys' cubic with a = -1/2
         kernel = torch.where(x < 1, (1.5 * x - 2.5) * x**2 + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2) * (x < 2)
-    weights: Tensor = kernel / kernel.sum(1, keepdim=True)
-    return ((weights * 2**_WEIGHT_BITS).round() / 2**_WEIGHT_BITS).to(device)
+    weights = kernel / kernel.sum(1, keepdim=True)
+    in_fixed_point: Tensor = (weights * 2**_WEIGHT_BITS).round() / 2**_WEIGHT_BITS
+    return in_fixed_point.to(device, non_blocking=True)

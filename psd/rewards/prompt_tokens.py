@@ -17,25 +17,27 @@ Tokenizer: TypeAlias = CLIPTokenizer | BertTokenizer
 class PromptTokens:
     """Token ids and their mask, padded to the longest prompt of a batch.
 
-    A prompt that is too long loses its end, and is warned about once. Tokens stay on the device.
+    The mask is None where nothing is padded: transformers would look into one, and on a GPU wait for it. A prompt that
+    is too long loses its end, and is warned about once. Tokens stay on the device.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
         self._tokenizer = tokenizer
         self._max_tokens = min(max_tokens, int(tokenizer.model_max_length))
-        self._known: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
+        self._known: dict[tuple[str, ...], tuple[Tensor, Tensor | None]] = {}
         self._warned: set[str] = set()
 
     def __call__(
         self, prompts: Sequence[str], device: torch.device
-    ) -> tuple[Int[Tensor, "b tokens"], Int[Tensor, "b tokens"]]:
+    ) -> tuple[Int[Tensor, "b tokens"], Int[Tensor, "b tokens"] | None]:
         key = (str(device), *prompts)
         if key not in self._known:
             self._warn(set(prompts))
             tokens = self._tokenizer(
                 list(prompts), padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
             )
-            self._known[key] = tokens.input_ids.to(device), tokens.attention_mask.to(device)
+            mask = None if tokens.attention_mask.all() else tokens.attention_mask.to(device, non_blocking=True)
+            self._known[key] = tokens.input_ids.to(device, non_blocking=True), mask
         return self._known[key]
 
     def overflow(self, prompt: str) -> str:

@@ -71,7 +71,8 @@ class Shading:
         if step < self.start_step or chances[0] >= self.probability:
             return None
         noise, distance = (
-            values.repeat_interleave(cameras.group_size, dim=0).to(cameras.c2w) for values in (noise, distance)
+            values.repeat_interleave(cameras.group_size, dim=0).to(cameras.c2w, non_blocking=True)
+            for values in (noise, distance)
         )
         direction = F.normalize(cameras.c2w[:, :3, 3] + self.spread * noise, dim=-1)
         return Light(

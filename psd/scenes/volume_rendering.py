@@ -1,8 +1,12 @@
 """Volume rendering: what a camera sees of a density and a colour in space (nerfacc's batched functions).
 
 The scene fills a sphere a little larger than the unit sphere, so that the corners of a box that touches it are not cut.
-Each ray that meets it is cut into equally long bins between entry and exit, so that no sample is spent on empty space
-in front or behind. Colour is only asked for where most of a ray's light comes from.
+Each ray is cut into equally long bins between entry and exit, so that no sample is spent on empty space in front or
+behind. Colour only counts where most of a ray's light comes from.
+
+Picking samples out needs their number, which on a GPU is a wait for it. So on a CPU only the samples that count are
+asked for their colour, and on a GPU all are, the others with weight 0: the picture is the same. nerfacc's kernels,
+which march through a hash grid, wait by themselves, since they allocate what they find.
 
 Shapes: v = views, n = rays, s = samples along a ray, p = points.
 """
@@ -51,18 +55,19 @@ def render_field(
     views, height, width = len(cameras), cameras.height, cameras.width
     origins, directions = (rays.flatten(0, 2) for rays in cameras.rays())
     near, far = sphere_bounds(origins, directions)
-    hit = (far > near).nonzero()[:, 0]
+    view = torch.arange(len(origins), device=origins.device) // (height * width)
     offsets = None
     if generator is not None:
-        offsets = torch.rand(len(origins), generator=generator, device=generator.device).to(origins)
+        drawn = torch.rand(len(origins), generator=generator, device=generator.device)
+        offsets = drawn.to(origins, non_blocking=True)
     looks = []
-    for rays in hit.split(MAX_RAYS_AT_ONCE):
-        bundle = _Rays(origins[rays], directions[rays], near[rays], far[rays], rays // (height * width))
-        march = _march(field, bundle, None if offsets is None else offsets[rays], num_samples, occupancy)
-        looks.append(_look(field, bundle, march, light, normals or light is not None))
+    for start in range(0, len(origins), MAX_RAYS_AT_ONCE):
+        some = slice(start, start + MAX_RAYS_AT_ONCE)
+        rays = _Rays(origins[some], directions[some], near[some], far[some], view[some])
+        march = _march(field, rays, None if offsets is None else offsets[some], num_samples, occupancy)
+        looks.append(_look(field, rays, march, light, normals or light is not None))
     seen = torch.cat(looks)
-    channels = origins.new_zeros(len(origins), seen.shape[1]).index_copy(0, hit, seen)
-    channels = channels.unflatten(0, (views, height, width)).permute(0, 3, 1, 2)
+    channels = seen.unflatten(0, (views, height, width)).permute(0, 3, 1, 2)
     rgb, opacity, depth, *shape = channels.split([3, 1, 1, *([3, 1] if seen.shape[1] > 5 else [])], dim=1)
     empty = 1 - opacity
     if background.dim() == 1:
@@ -90,7 +95,7 @@ class _Rays:
 
 @dataclass(frozen=True, eq=False)
 class _March:
-    """What is met along the rays. The samples are those that are worth a colour."""
+    """What is met along the rays. The samples are those that are worth a colour, or all, the others with weight 0."""
 
     opacity: Float[Tensor, "n 1"]
     depth: Float[Tensor, "n 1"]  # premultiplied
@@ -120,14 +125,13 @@ def _march(
         density = points.new_zeros(len(points)).index_copy(0, there, field.density(points[there]))
     weights, _, _ = nerfacc.render_weight_from_density(t_starts, t_ends, density.view_as(t))
     heaviest = weights.detach().amax(dim=-1, keepdim=True)
-    ray, sample = (weights.detach() >= _least_weight(heaviest)).nonzero(as_tuple=True)
-    return _March(
-        opacity=nerfacc.accumulate_along_rays(weights),
-        depth=nerfacc.accumulate_along_rays(weights, t[..., None]),
-        ray=ray,
-        t=t[ray, sample],
-        weight=weights[ray, sample],
-    )
+    counts = weights.detach() >= _least_weight(heaviest)
+    opacity, depth = nerfacc.accumulate_along_rays(weights), nerfacc.accumulate_along_rays(weights, t[..., None])
+    if picks_samples(weights.device):
+        ray, sample = counts.nonzero(as_tuple=True)
+        return _March(opacity, depth, ray=ray, t=t[ray, sample], weight=weights[ray, sample])
+    ray = torch.arange(len(t), device=t.device)[:, None].expand_as(t)
+    return _March(opacity, depth, ray=ray.flatten(), t=t.flatten(), weight=(weights * counts).flatten())
 
 
 def _march_on_gpu(
@@ -155,6 +159,11 @@ def _march_on_gpu(
         t=t[heavy],
         weight=weights[heavy],
     )
+
+
+def picks_samples(device: torch.device) -> bool:
+    """Whether it is cheap to count something there, and so to leave out what does not count."""
+    return device.type == "cpu"
 
 
 def _least_weight(heaviest: Float[Tensor, "*rays"]) -> Float[Tensor, "*rays"]:
@@ -191,7 +200,8 @@ def surface_normals(field: Field, points: Float[Tensor, "p 3"]) -> Float[Tensor,
 
     Differences need no second derivative of the field, and do not jump where an interpolated field has a crease.
     """
-    offsets = NORMAL_SPACING * torch.cat([torch.eye(3), -torch.eye(3)]).to(points)
+    axes = torch.eye(3, device=points.device, dtype=points.dtype)
+    offsets = NORMAL_SPACING * torch.cat([axes, -axes])
     density = field.density((points[:, None] + offsets).flatten(0, 1)).view(-1, 2, 3)
     gradient = (density[:, 0] - density[:, 1]) / (2 * NORMAL_SPACING)
     return -gradient / (gradient.square().sum(-1, keepdim=True) + NEGLIGIBLE_GRADIENT**2).sqrt()

@@ -7,7 +7,10 @@ import math
 import pytest
 import torch
 
+from psd.scenes.base import Render
+from psd.scenes.shading import Light
 from psd.scenes.volume_rendering import SCENE_RADIUS, density_on_lattice, render_field, solid_density, sphere_bounds
+from psd.scenes.voxel_grid import VoxelGrid, VoxelGridConfig
 from tests.psd.fields import GREEN, RED, Balls, Fog, views
 
 WHITE = torch.ones(3)
@@ -113,6 +116,26 @@ def test_a_large_picture_is_rendered_in_pieces_without_seams(monkeypatch: pytest
     whole = render_field(Balls(), views(0.0, 30.0), WHITE, num_samples=16)
     monkeypatch.setattr("psd.scenes.volume_rendering.MAX_RAYS_AT_ONCE", 100)
     assert torch.equal(render_field(Balls(), views(0.0, 30.0), WHITE, num_samples=16).rgb, whole.rgb)
+
+
+def test_where_nothing_is_picked_the_picture_and_its_gradient_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU asks all samples for their colour, rather than wait for how many are worth it."""
+    scene = VoxelGrid(VoxelGridConfig(resolution=8, coarse_resolution=4, num_samples=16, blob_density=30.0))
+    torch.nn.init.normal_(scene.coarse_color)
+    cameras = views(0.0, 100.0, size=9)
+    light = Light(positions=torch.tensor([[2.0, 1.0, 2.0]] * 2), ambient=0.1, textureless=False)
+
+    def render() -> tuple[Render, list[torch.Tensor]]:
+        seen = render_field(scene.field(), cameras, WHITE, num_samples=16, light=light)
+        assert seen.orientation is not None
+        return seen, list(torch.autograd.grad(seen.rgb[:, 0].sum() + seen.orientation.sum(), [*scene.parameters()]))
+
+    picked, expected = render()
+    monkeypatch.setattr("psd.scenes.volume_rendering.picks_samples", lambda device: False)
+    whole, found = render()
+    for name in ("rgb", "opacity", "depth", "normals", "orientation"):
+        torch.testing.assert_close(getattr(whole, name), getattr(picked, name), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_lattice_is_indexed_x_y_z_and_empty_outside_the_sphere() -> None:
