@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +36,14 @@ def compose(folder: Path, name: str, overrides: Sequence[str], source: str, *, t
     parse_overrides(overrides)  # so that a slip in one is told as such
     chosen = _chosen_groups(_check_file(folder / f"{name}.yaml", source))
     overrides, beside = _located(overrides)
-    folders = ", ".join(f'"file://{path}"' for path in (*beside, CONF.resolve()))
+    folders = ", ".join(f'"file://{path}"' for path in (*beside, folder.resolve(), CONF.resolve()))
     searchpath = f"hydra.searchpath=[{folders}]"
     try:
-        with initialize_config_dir(config_dir=str(folder.resolve()), version_base="1.3"):
-            config = hydra_compose(name, overrides=[searchpath, *(_forced(item, chosen) for item in overrides)])
+        with (
+            _told_from_psds_own(folder, name) as (first, unique),
+            initialize_config_dir(config_dir=str(first), version_base="1.3"),
+        ):
+            config = hydra_compose(unique, overrides=[searchpath, *(_forced(item, chosen) for item in overrides)])
         if OmegaConf.is_missing(config, "name") or "name" not in config:
             OmegaConf.update(config, "name", title, force_add=True)
         plain = OmegaConf.to_container(config, resolve=True)
@@ -51,6 +57,24 @@ def compose(folder: Path, name: str, overrides: Sequence[str], source: str, *, t
         raise UserError(_one_line(error), file=source, key=_full_key(error)) from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+@contextmanager
+def _told_from_psds_own(folder: Path, name: str) -> Iterator[tuple[Path, str]]:
+    """A folder and a name under which Hydra finds the file.
+
+    Others than its own where a file beside it, or it itself, is named as one of psd's (`sweep.yaml`), which `defaults`
+    would then not mean.
+    """
+    own = sorted(CONF.glob("*.yaml"))
+    if folder.resolve() == CONF.resolve() or not any((folder / path.name).is_file() for path in own):
+        yield folder.resolve(), name
+        return
+    with tempfile.TemporaryDirectory(prefix="psd-") as scratch:
+        for path in own:
+            shutil.copy(path, scratch)
+        shutil.copy(folder / f"{name}.yaml", Path(scratch) / f"my_{name}.yaml")
+        yield Path(scratch), f"my_{name}"
 
 
 def _located(overrides: Sequence[str]) -> tuple[list[str], list[Path]]:

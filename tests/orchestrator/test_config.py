@@ -112,6 +112,20 @@ def test_an_experiment_beside_the_sweep_file_can_be_chosen(tmp_path: Path) -> No
     assert (sweep.experiment["scene"]["resolution"], sweep.experiment["prior"]["path"]) == (24, "toybox")
 
 
+def test_a_file_may_be_named_as_psds_own(tmp_path: Path) -> None:
+    """`defaults: [sweep, …]` means psd's `sweep.yaml` all the same, in this file and in others beside it."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [toybox]\nscene: {resolution: 24}\n"
+    )
+    text = "defaults: [sweep, experiment: mine, _self_]\nprompts: [a red cube]\n"
+    for name in ("sweep", "asset", "other"):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    for name in ("sweep", "asset", "other"):
+        sweep = config.load(tmp_path / f"{name}.yaml")
+        assert (sweep.config.name, sweep.experiment["scene"]["resolution"]) == (name, 24)
+
+
 def test_an_experiment_can_be_given_by_its_path(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     file = tmp_path / "experiment" / "mine.yaml"

@@ -53,9 +53,10 @@ def save_prior(
     autoencoder_channels: tuple[int, ...] = (8, 8),
     norm_groups: int = 8,
     cameras: bool = True,
+    linear_projection: bool = True,
 ) -> Path:
     """The f = 2^(len(autoencoder_channels) - 1) latent model of the built-in world, at any size; or, without
-    cameras, one of Stable Diffusion's form."""
+    cameras, one of Stable Diffusion's form: 2.x's, or 1.x's without ``linear_projection``."""
     torch.manual_seed(0)
     depth = len(channels)
     unet = UNet2DConditionModel(
@@ -69,7 +70,7 @@ def save_prior(
         cross_attention_dim=text_dim,
         attention_head_dim=2,
         norm_num_groups=norm_groups,
-        use_linear_projection=True,
+        use_linear_projection=linear_projection,
         class_embed_type="projection" if cameras else None,
         projection_class_embeddings_input_dim=16 if cameras else None,
     )
