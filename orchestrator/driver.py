@@ -332,8 +332,12 @@ class SweepDriver:
         """Begin an adopted trial or a new one, or fail it where it cannot be planned."""
         is_new = not self._to_adopt
         if is_new:
-            suggestion = self._study.ask()
-            self._num_asked = max(self._num_asked, suggestion.number) + 1  # others may share the study
+            asked = self._study.ask(self.budget.max_trials)
+            if asked is None:  # drivers that share the study were quicker
+                self._num_asked = max(self._num_asked, self.budget.max_trials)
+                return
+            suggestion = asked
+            self._num_asked = max(self._num_asked, suggestion.number) + 1
         else:
             suggestion = self._to_adopt.popleft()
         try:
@@ -540,7 +544,8 @@ class SweepDriver:
             self._study.fail(number, reason)
             self._note_end(number, (), feasible=True)
             self._on_event(TrialFailed(number=number, reason=reason))
-            self._reasons.append(reason)
+            if not self._num_succeeded:
+                self._reasons.append(reason)
             if self._failure_policy.gives_up(num_succeeded=self._num_succeeded, reasons=self._reasons):
                 first = f"all of the first {len(self._reasons)} trials failed"
                 raise SweepAbortedError(f"{first}, the last one with: {reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,7 +49,9 @@ class Study(Protocol):
     Every method may raise StudyUnavailableError, and may then be called again.
     """
 
-    def ask(self) -> Suggestion: ...
+    def ask(self, max_trials: float = math.inf) -> Suggestion | None:
+        """Another trial; None if the study has ``max_trials`` already, with those of other drivers that share it."""
+        ...
 
     def report(self, number: int, step: int, value: float) -> bool:
         """A point of the trial's curve; True if the trial should end here."""

@@ -125,8 +125,10 @@ class MemoryStudy:
         self.curves: dict[int, dict[int, float]] = {}
         self._records: list[TrialRecord] = []
 
-    def ask(self) -> Suggestion:
+    def ask(self, max_trials: float = math.inf) -> Suggestion | None:
         number = len(self._records)
+        if number >= max_trials:
+            return None
         params = self._params_of(number)
         self._records.append(TrialRecord(number=number, params=params, state="running", attributes={}))
         return Suggestion(number=number, params=params)

@@ -17,7 +17,7 @@ from orchestrator.study import Study, TrialRecord
 from orchestrator.warm_start import KnownPoint, known_points
 
 if TYPE_CHECKING:
-    from orchestrator.optuna_study import OptunaStudy
+    from orchestrator.optuna_study import Claim, OptunaStudy
 
 PATIENCE_S = 900.0  # that a study may be away before and after the sweep; while it runs, the driver goes on without
 T = TypeVar("T")
@@ -32,21 +32,22 @@ def open_study(sweep: Sweep) -> Iterator[Study]:
 
     with ExitStack() as stack:
         try:
-            claim = claim_study(sweep.storage_url, sweep.config.name, shared=sweep.config.share_study)
-            if not stack.enter_context(claim):
+            granted = claim_study(sweep.storage_url, sweep.config.name, shared=sweep.config.share_study)
+            claim = stack.enter_context(granted)
+            if claim is None:
                 raise UserError(
                     f"the study {sweep.config.name} in {sweep.shown_storage} is another driver's",
                     file=sweep.source,
                     key="storage",
                     remedy="wait for it, use another `name`, or on PostgreSQL let both set share_study=true",
                 )
-            study = stack.enter_context(closing(_open(sweep)))
+            study = stack.enter_context(closing(_open(sweep, claim)))
         except ValueError as error:
             raise UserError(str(error), file=sweep.source, key="storage") from None
         yield study
 
 
-def _open(sweep: Sweep) -> OptunaStudy:
+def _open(sweep: Sweep, claim: Claim) -> OptunaStudy:
     from orchestrator.optuna_study import OptunaStudy, Sampling
 
     search = sweep.config.search
@@ -67,6 +68,7 @@ def _open(sweep: Sweep) -> OptunaStudy:
         known=_known_points(sweep),
         owner=config.output_id(sweep),
         shared=sweep.config.share_study,
+        claim=claim,
     )
 
 

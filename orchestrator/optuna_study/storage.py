@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from sqlalchemy import NullPool, create_engine, event, text
+from sqlalchemy import event
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from orchestrator import durable
@@ -23,6 +22,15 @@ from orchestrator.errors import StudyUnavailableError
 from orchestrator.storage_url import scrub, without_password
 
 SQLITE, JOURNAL, POSTGRES = "sqlite:///", "journal:///", "postgres"
+FILES = (SQLITE, JOURNAL)
+# A link that is cut without a word is noticed within half a minute; libpq's own patience is a quarter of an hour.
+POSTGRES_LINK: dict[str, Any] = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # ms
+}
 T = TypeVar("T")
 
 
@@ -32,11 +40,11 @@ def open_storage(url: str) -> BaseStorage:
     """
     try:
         if url.startswith(JOURNAL):
-            return _open_journal(_file_of(url))
+            return _open_journal(file_of(url))
         if url.startswith("sqlite"):
             return _open_sqlite(url)
         if url.startswith(POSTGRES):
-            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}})
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": POSTGRES_LINK})
         return optuna.storages.get_storage(url)
     except (SQLAlchemyError, ValueError, RuntimeError, OSError, ImportError) as error:
         message = scrub(str(error), url).splitlines()[0]
@@ -53,10 +61,10 @@ def close_storage(storage: BaseStorage) -> None:
 
 def exists(url: str) -> bool:
     """Whether there is a storage to read, as far as that can be seen without making one."""
-    return _file_of(url).exists() if url.startswith((SQLITE, JOURNAL)) else True
+    return file_of(url).exists() if url.startswith(FILES) else True
 
 
-def _file_of(url: str) -> Path:
+def file_of(url: str) -> Path:
     """Three slashes and a path, as SQLAlchemy has it: ``sqlite:///relative.db``, ``sqlite:////absolute.db``."""
     return Path(url.split(":///", 1)[1].split("?")[0])
 
@@ -72,7 +80,7 @@ def answered(call: Callable[[], T]) -> T:
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         if not _is_outage(error):
             raise
-        raise StudyUnavailableError(f"the study does not answer ({_first_line(error)})") from None
+        raise StudyUnavailableError(f"the study does not answer ({first_line(error)})") from None
     except OSError as error:  # of a journal file: its disk is full, or its file system away
         raise StudyUnavailableError(f"the study does not answer ({error})") from None
 
@@ -81,61 +89,6 @@ def make_lasting(storage: BaseStorage) -> None:
     """Have on the disk what a journal file was told; other storages see to that themselves."""
     if isinstance(storage, JournalStorage) and isinstance(storage._backend, _JournalFile):
         storage._backend.sync()
-
-
-@contextmanager
-def claim_study(url: str, name: str, *, shared: bool) -> Iterator[bool]:
-    """Keep another driver out of a study: all others, or with ``shared`` those that would not share it.
-
-    Yields whether the claim was granted. An outage of PostgreSQL ends its claim; it is not renewed.
-    Storages other than SQLite, journal files and PostgreSQL know no claims and always grant.
-    """
-    if url.startswith(POSTGRES):
-        with _claim_in_postgres(url, name, shared) as granted:
-            yield granted
-    elif url.startswith((SQLITE, JOURNAL)):
-        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-        try:
-            descriptor = os.open(f"{_file_of(url)}.{digest}.claim", os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise ValueError(f"the storage {url} cannot be opened: {error.strerror}") from None
-        try:
-            yield _flocked(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        finally:
-            os.close(descriptor)
-    else:
-        yield True
-
-
-def _flocked(descriptor: int, operation: int) -> bool:
-    try:
-        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextmanager
-def _claim_in_postgres(url: str, name: str, shared: bool) -> Iterator[bool]:
-    """An advisory lock, held by a connection of its own, so that it ends with the process."""
-    key = int.from_bytes(hashlib.sha256(f"psd-sweeps/{name}".encode()).digest()[:8], signed=True)
-    function = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
-    engine = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 10})
-    try:
-        connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-    except SQLAlchemyError as error:
-        raise ValueError(f"the storage {without_password(url)} cannot be opened: {_first_line(error, url)}") from None
-    try:
-        yield bool(connection.execute(text(f"SELECT {function}(:key)"), {"key": key}).scalar())
-    finally:
-        with suppress(SQLAlchemyError):  # the server may be gone, and the lock with it
-            connection.close()
-        engine.dispose()
-
-
-def is_shareable(url: str) -> bool:
-    """Whether two drivers on two machines may work on one study there."""
-    return url.startswith(POSTGRES)
 
 
 def _open_sqlite(url: str) -> BaseStorage:
@@ -154,11 +107,31 @@ def _hasten(connection: Any, _record: object) -> None:
 
 
 class _JournalFile(JournalFileBackend):
-    """Optuna's, but the operating system has the lines at once and the disk at ``sync``: one wait a trial, not ten."""
+    """Optuna's, but the operating system has the lines at once and the disk at ``sync``: one wait a trial, not ten.
+
+    It is read from where it was last read to, and only that place is kept, while Optuna's keeps that of every line.
+    """
 
     def __init__(self, path: Path, lock: JournalFileOpenLock) -> None:
         super().__init__(str(path), lock_obj=lock)
         self._path, self._own_lock = path, lock
+        self._num_read, self._offset = 0, 0
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """The lines from that number on; one that is just being written is left for the next time."""
+        if log_number_from != self._num_read:
+            self._num_read, self._offset = 0, 0
+        if self._path.stat().st_size == self._offset:
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                log = json.loads(line, object_pairs_hook=_with_shared_names)
+                self._num_read, self._offset = self._num_read + 1, self._offset + len(line)
+                if self._num_read > log_number_from:
+                    yield log
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """All of the lines, or on a full disk none."""
@@ -175,6 +148,11 @@ class _JournalFile(JournalFileBackend):
 
     def sync(self) -> None:
         durable.sync(self._path)
+
+
+def _with_shared_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Each name once in memory, not once for each trial, whose parameters and metrics all have the same ones."""
+    return {sys.intern(key): sys.intern(value) if key == "param_name" else value for key, value in pairs}
 
 
 class _KernelLock(JournalFileOpenLock):
@@ -231,7 +209,7 @@ def _is_outage(error: BaseException) -> bool:
     return isinstance(cause, OperationalError | InterfaceError)
 
 
-def _first_line(error: BaseException, url: str = "") -> str:
+def first_line(error: BaseException, url: str = "") -> str:
     cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
     origin = getattr(cause, "orig", None) or cause or error
     return scrub(str(origin).splitlines()[0] if str(origin) else type(origin).__name__, url)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from orchestrator.optuna_study.claims import Claim, LastingClaim
 from orchestrator.optuna_study.pruners import make_pruner
 from orchestrator.optuna_study.samplers import Sampling, make_sampler
 from orchestrator.optuna_study.storage import answered, close_storage, exists, make_lasting, open_storage
@@ -20,6 +23,7 @@ from orchestrator.trial import Scalar
 from orchestrator.warm_start import KnownPoint
 
 Direction = Literal["maximize", "minimize"]
+T = TypeVar("T")
 OWNER, TOKEN, SOURCE = "owner", "token", "source"  # user attributes of ours, beside those of a trial's results
 _STATES = {
     TrialState.RUNNING: "running",
@@ -42,6 +46,7 @@ class OptunaStudy:
         known: points of earlier studies, for the sampler to learn from; they are no trials of this study.
         owner: tells the drivers of a shared study apart; the same after a restart.
         shared: other drivers may be at work on the study: their running trials are left alone.
+        claim: of this driver to the study, confirmed before each use; None: nobody else can use it.
 
     Raises:
         ValueError: the storage cannot be opened, or it holds a study of that name with other directions.
@@ -61,10 +66,11 @@ class OptunaStudy:
         known: Sequence[KnownPoint] = (),
         owner: str = "",
         shared: bool = False,
+        claim: Claim | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._start = space, start
-        self._owner, self._shared = owner, shared
+        self._owner, self._shared, self._claim = owner, shared, claim or LastingClaim()
         self._token: str | None = None
         self._distributions = {key: _distribution(domain) for key, domain in space.domains.items()}
         self._backend = None if storage_url is None else open_storage(storage_url)
@@ -86,21 +92,28 @@ class OptunaStudy:
             sampling or Sampling(), space, num_trials=len(trials), stream=owner if shared else ""
         )
         self._num_imported = _num_imported(trials)  # they come first, and are not counted
+        self._num_seen = len(trials)
+        self._waiting = [trial._trial_id for trial in trials if trial.state == TrialState.WAITING]
         for trial in trials:
             if trial.state == TrialState.RUNNING and self._is_mine(trial):
                 self._suggest_all(trial._trial_id)  # a driver may have died before all was suggested
 
-    def ask(self) -> Suggestion:
+    def ask(self, max_trials: float = math.inf) -> Suggestion | None:
         again = self._token is not None  # the last call failed, but its trial may be there
         token = self._token = self._token or uuid.uuid4().hex
 
-        def attempt() -> Suggestion:
-            made = self._find(token) if again else None
-            suggestion = self._suggest_all(self._create(token) if made is None else made)
+        def attempt() -> Suggestion | None:
+            trial_id = self._find(token) if again else None
+            if trial_id is None:
+                with self._claim.turn():
+                    trial_id = self._take(token, max_trials)
+            if trial_id is None:
+                return None
+            suggestion = self._suggest_all(trial_id)
             make_lasting(self._storage)
             return suggestion
 
-        suggestion = answered(attempt)
+        suggestion = self._answered(attempt)
         self._token = None
         return suggestion
 
@@ -110,7 +123,7 @@ class OptunaStudy:
             self._storage.set_trial_intermediate_value(trial_id, step, value)
             return self._study.pruner.prune(self._study, self._storage.get_trial(trial_id))
 
-        return answered(attempt)
+        return self._answered(attempt)
 
     def complete(
         self,
@@ -119,34 +132,64 @@ class OptunaStudy:
         attributes: Mapping[str, object],
         violations: Mapping[str, float] | None = None,
     ) -> None:
-        answered(lambda: self._tell(number, attributes, values=list(values), violations=violations or {}))
+        self._answered(lambda: self._tell(number, attributes, values=list(values), violations=violations or {}))
 
     def prune(self, number: int, reason: str, attributes: Mapping[str, object] | None = None) -> None:
         told = {**(attributes or {}), "reason": reason}
-        answered(lambda: self._tell(number, told, state=TrialState.PRUNED))
+        self._answered(lambda: self._tell(number, told, state=TrialState.PRUNED))
 
     def fail(self, number: int, reason: str) -> None:
-        answered(lambda: self._tell(number, {"reason": reason}, state=TrialState.FAIL))
+        self._answered(lambda: self._tell(number, {"reason": reason}, state=TrialState.FAIL))
 
     def records(self) -> Sequence[TrialRecord]:
-        return answered(lambda: _records(self._trials(), self._is_mine))
+        return self._answered(lambda: _records(self._trials(), self._is_mine))
 
     def close(self) -> None:
         if self._backend is not None:
             close_storage(self._backend)
 
-    def _create(self, token: str) -> int:
-        """A running trial that is ours from its first moment, whatever is killed when."""
+    def _answered(self, call: Callable[[], T]) -> T:
+        self._claim.confirm()
+        return answered(call)
+
+    def _take(self, token: str, max_trials: float) -> int | None:
+        """A running trial that is ours from its first moment, whatever is killed when: one that waits, or a new one."""
+        self._look_for_waiting()
+        if self._num_seen - self._num_imported - len(self._waiting) >= max_trials:
+            return None
         attributes = {OWNER: self._owner, TOKEN: token}
         self._study._thread_local.cached_all_trials = None  # as Study.ask does
-        waiting = self._study._pop_waiting_trial_id()  # enqueued from outside, say by optuna-dashboard
-        if waiting is not None:
-            for key, value in attributes.items():
-                self._storage.set_trial_user_attr(waiting, key, value)
-            return waiting
+        for trial_id in self._waiting:
+            if self._take_waiting(trial_id, attributes):
+                self._trials()  # for the cache of a database, which knows only what it has seen
+                return trial_id
+        return self._create(attributes)
+
+    def _create(self, attributes: Mapping[str, str]) -> int:
         return self._storage.create_new_trial(
-            self._id, template_trial=create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+            self._id, template_trial=create_trial(state=TrialState.RUNNING, user_attrs=dict(attributes))
         )
+
+    def _look_for_waiting(self) -> None:
+        """Trials that were enqueued from outside, say by optuna-dashboard. A trial that does not wait never will."""
+        while True:
+            try:
+                self._waiting.append(self._storage.get_trial_id_from_study_id_trial_number(self._id, self._num_seen))
+            except KeyError:
+                break
+            self._num_seen += 1
+        self._waiting = [
+            trial_id for trial_id in self._waiting if self._storage.get_trial(trial_id).state == TrialState.WAITING
+        ]
+
+    def _take_waiting(self, trial_id: int, attributes: Mapping[str, str]) -> bool:
+        """Whether it was still there to be taken."""
+        try:
+            for key, value in attributes.items():  # first, so that it is never running and nobody's
+                self._storage.set_trial_user_attr(trial_id, key, value)
+            return self._storage.set_trial_state_values(trial_id, state=TrialState.RUNNING)
+        except UpdateFinishedTrialError:
+            return False
 
     def _import(self, points: Sequence[KnownPoint]) -> None:
         """Only ahead of the first trial of our own; what an import that was cut off had taken is not taken again."""
@@ -166,7 +209,8 @@ class OptunaStudy:
                 self._storage.create_new_trial(self._id, template_trial=trial)
 
     def _find(self, token: str) -> int | None:
-        return next((trial._trial_id for trial in self._trials() if trial.user_attrs.get(TOKEN) == token), None)
+        running = (trial for trial in self._trials() if trial.state == TrialState.RUNNING)
+        return next((trial._trial_id for trial in running if trial.user_attrs.get(TOKEN) == token), None)
 
     def _suggest_all(self, trial_id: int) -> Suggestion:
         """The trial's parameters, in the order of the space; those that it has already stay as they are."""

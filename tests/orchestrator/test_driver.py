@@ -492,9 +492,9 @@ def test_when_everybody_fails_the_sweep_stops_with_the_evidence_and_can_go_on(
 def test_the_next_trial_is_asked_for_shortly_before_a_worker_needs_it(sweep: Sweep) -> None:
     asked_at: list[tuple[int, int]] = []  # how many runs had been finished when a trial was asked for
 
-    def ask() -> Suggestion:
+    def ask(max_trials: float) -> Suggestion | None:
         asked_at.append((len(sweep.of(RunFinished)), sweep.pool.num_idle))
-        return MemoryStudy.ask(sweep.study)
+        return MemoryStudy.ask(sweep.study, max_trials)
 
     sweep.study.ask = ask  # type: ignore[method-assign]
     while sweep.driver.step():

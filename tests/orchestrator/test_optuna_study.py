@@ -286,8 +286,8 @@ def test_an_answer_that_was_lost_does_not_make_a_second_trial(tmp_path: Path, mo
     study = _study(f"sqlite:///{tmp_path / 'study.db'}")
     create = study._create
 
-    def create_unheard(token: str) -> int:
-        create(token)
+    def create_unheard(attributes: dict[str, str]) -> int:
+        create(attributes)
         raise OperationalError("COMMIT", {}, Exception("server closed the connection"))
 
     monkeypatch.setattr(study, "_create", create_unheard)
@@ -343,11 +343,12 @@ def test_a_torn_write_ahead_log_loses_the_end_alone(tmp_path: Path) -> None:
 def test_a_second_driver_of_a_study_is_kept_out(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     with claim_study(url, "s", shared=False) as first, claim_study(url, "s", shared=False) as second:
-        assert (first, second) == (True, False)
+        assert first is not None
+        assert second is None
         with claim_study(url, "another", shared=False) as other:
-            assert other
+            assert other is not None
     with claim_study(url, "s", shared=False) as again:
-        assert again
+        assert again is not None
 
 
 def test_passwords_are_scrubbed() -> None:
