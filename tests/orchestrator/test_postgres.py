@@ -9,11 +9,13 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psycopg
 import pytest
 
@@ -21,6 +23,7 @@ from orchestrator.budget import Budget
 from orchestrator.checkpoints import DirectoryCheckpoints
 from orchestrator.clock import ManualClock
 from orchestrator.driver import StorageUnavailable, SweepDriver, SweepEvent, TrialCompleted
+from orchestrator.errors import StudyUnavailableError, SweepAbortedError
 from orchestrator.failure import FailurePolicy
 from orchestrator.goals import Goal
 from orchestrator.local_pool import LocalPool
@@ -138,16 +141,131 @@ def test_a_wrong_password_is_told_without_it(server: Server) -> None:
 
 def test_drivers_share_a_study_only_if_both_choose_to(server: Server) -> None:
     with claim_study(server.url(), "claimed", shared=False) as alone:
-        with claim_study(server.url(), "claimed", shared=True) as second:
-            assert (alone, second) == (True, False)
+        assert alone is not None
+        for shared in (True, False):
+            with claim_study(server.url(), "claimed", shared=shared) as second:
+                assert second is None
         with claim_study(server.url(), "other", shared=False) as other:
-            assert other
+            assert other is not None
     with (
         claim_study(server.url(), "claimed", shared=True) as first,
         claim_study(server.url(), "claimed", shared=True) as second,
         claim_study(server.url(), "claimed", shared=False) as third,
     ):
-        assert (first, second, third) == (True, True, False)
+        assert first is not None
+        assert second is not None
+        assert third is None
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_claim_is_taken_again_after_an_outage(server: Server, studies: Studies, shared: bool) -> None:
+    with claim_study(server.url(), "outage", shared=shared) as claim:
+        assert claim is not None
+        study = studies.open(server, "outage", shared=shared, claim=claim)
+        study.ask()
+        server.kill()
+        for _ in range(2):
+            with pytest.raises(StudyUnavailableError, match="the study does not answer"):
+                study.ask()
+        server.start()
+        assert study.records()
+        with claim_study(server.url(), "outage", shared=False) as second:
+            assert second is None
+    with claim_study(server.url(), "outage", shared=False) as later:
+        assert later is not None
+
+
+def test_a_study_that_another_driver_took_during_an_outage_is_left_to_it(server: Server, studies: Studies) -> None:
+    clock = ManualClock()
+    with claim_study(server.url(), "taken", shared=False, clock=clock) as claim:
+        assert claim is not None
+        study = studies.open(server, "taken", claim=claim)
+        study.ask()
+        server.kill()
+        server.start()
+        with claim_study(server.url(), "taken", shared=False) as quicker:
+            assert quicker is not None
+            for _ in range(2):  # it may be the server's memory of this driver's own connection
+                with pytest.raises(StudyUnavailableError, match="maybe by this driver's lost connection"):
+                    study.complete(0, [1.0], {}, {})
+                clock.advance(40)
+            with pytest.raises(SweepAbortedError, match="another driver took the study taken"):
+                study.complete(0, [1.0], {}, {})
+    assert [record.state for record in read_records(name="taken", storage_url=server.url())] == ["running"]
+
+
+def _enqueue(server: Server, name: str, values: Iterable[float]) -> None:
+    storage = optuna.storages.RDBStorage(server.url())
+    study = optuna.load_study(study_name=name, storage=storage)
+    for value in values:
+        study.enqueue_trial({"x": value})
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def test_drivers_that_share_a_study_take_what_waits_once_and_no_trial_too_many(
+    server: Server, studies: Studies
+) -> None:
+    names, num_trials, enqueued = ("ours", "theirs"), 12, {0.5, 1.5, 2.5, 3.5, 4.5}
+    with contextlib.ExitStack() as claims:
+        both = []
+        for name in names:
+            claim = claims.enter_context(claim_study(server.url(), "queue", shared=True))
+            both.append(studies.open(server, "queue", owner=name, shared=True, claim=claim))
+        _enqueue(server, "queue", enqueued)
+        asked: dict[str, list[Suggestion]] = {name: [] for name in names}
+
+        def ask(name: str, study: OptunaStudy) -> None:
+            while (suggestion := study.ask(num_trials)) is not None:
+                asked[name].append(suggestion)
+
+        threads = [threading.Thread(target=ask, args=pair) for pair in zip(names, both, strict=True)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    everything = [suggestion for suggestions in asked.values() for suggestion in suggestions]
+    assert sorted(suggestion.number for suggestion in everything) == list(range(num_trials))
+    assert sorted(suggestion.params["x"] for suggestion in everything if suggestion.params["x"] in enqueued) == sorted(
+        enqueued
+    )
+    for name in names:
+        again = studies.open(server, "queue", owner=name, shared=True)
+        assert unfinished(again.records()) == sorted(asked[name], key=lambda suggestion: suggestion.number)
+
+
+class Killed(BaseException):
+    """A driver's end between two writes."""
+
+
+@pytest.mark.parametrize("num_writes", range(6))
+def test_a_trial_that_waits_is_taken_once_whatever_kills_its_driver(
+    server: Server, studies: Studies, num_writes: int
+) -> None:
+    name = f"killed-{num_writes}"
+    ours = studies.open(server, name, owner="ours", shared=True)
+    _enqueue(server, name, [2.5])
+    storage, left = ours._storage, num_writes
+
+    class Dying:
+        def __getattr__(self, attribute: str) -> Any:
+            if attribute.startswith(("set_", "create_")):
+                nonlocal left
+                if left == 0:
+                    raise Killed
+                left -= 1
+            return getattr(storage, attribute)
+
+    ours._storage = ours._study._storage = Dying()  # type: ignore[assignment]
+    with contextlib.suppress(Killed):
+        ours.ask()
+    theirs = studies.open(server, name, owner="theirs", shared=True)
+    asked_there = theirs.ask()
+    again = studies.open(server, name, owner="ours", shared=True)
+    adopted = unfinished(again.records())
+    taken = [suggestion.params["x"] for suggestion in [*adopted, asked_there] if suggestion is not None]
+    assert taken.count(2.5) == 1, f"{taken} after {num_writes} writes"
+    assert all(record.mine or record.params["x"] == asked_there.params["x"] for record in again.records())
 
 
 def test_drivers_that_share_a_study_adopt_their_own_trials_alone(server: Server, studies: Studies) -> None:
