@@ -386,7 +386,7 @@ class SweepDriver:
                 self._record_result(trial, spec, metrics)
             case RunStopped():
                 self._leased_at_s.pop(spec.run_id, None)
-                self._waiting.append(_Waiting(run=spec, attempt=event.lease.attempt + 1))
+                self._waiting.appendleft(_Waiting(run=spec, attempt=event.lease.attempt + 1))
             case RunFailed(failure=failure):
                 self._leased_at_s.pop(spec.run_id, None)
                 self._handle_failure(trial, event.lease, failure)

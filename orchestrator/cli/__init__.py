@@ -19,7 +19,7 @@ Text-to-3D by Preference Score Distillation, and sweeps over its settings.
   psd sweep sweeps/cfg_scale.yaml trials=4 'prompts=[a blue torus]'
   psd run "a red cube on a blue cylinder"           one object: mesh, turntable, contact sheet
   psd status outputs/cfg_scale                      how far it is, while it runs or after
-  psd set outputs/cfg_scale trials=80               change its budgets while it runs
+  psd set outputs/cfg_scale trials=80               change its budgets or workers while it runs
   psd resume outputs/cfg_scale                      go on after Ctrl-C, a crash or a reboot
   psd cluster check sweeps/cfg_scale.yaml           do the nodes of a cluster have what it takes?
   psd sync outputs/cfg_scale                        upload to W&B what it has not got yet
@@ -146,7 +146,7 @@ def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     status = commands.add_parser("status", help="how far a sweep is, and its best so far")
     status.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="for example outputs/cfg_scale")
 
-    live = commands.add_parser("set", help="change the budgets of a sweep while it runs")
+    live = commands.add_parser("set", help="change the budgets or the workers of a sweep while it runs")
     live.add_argument(
         "words", nargs="+", metavar="[OUTPUT_DIR] KEY=VALUE",
         help="for example trials=80 budget.hours=2; without a folder, the one sweep that is at work under outputs",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
@@ -30,7 +30,7 @@ from orchestrator.driver import (
 from orchestrator.goals import Frontier, Goal
 from orchestrator.report.tables import format_params, format_time, format_value
 from orchestrator.study import TrialRecord
-from orchestrator.trial import RunFailed, RunFinished, RunProgressed, RunStopped
+from orchestrator.trial import RunFailed, RunFinished, RunProgressed, RunStopped, Scalar
 
 LINE_EVERY_S = 20.0  # between two lines of a log
 
@@ -70,10 +70,11 @@ class SweepView:
         self.num_trials, self.runs_per_trial = num_trials, runs_per_trial
         self.counts = Counter(record.state for record in records if record.state != "running")
         self.frontier = Frontier(goals)
-        self.params = {record.number: record.params for record in records}
         for record in records:
             if record.values:
                 self.frontier.add(record.number, record.values, feasible=record.feasible)
+        self.params: dict[int, Mapping[str, Scalar]] = {}  # of the trials underway
+        self._best_params = {record.number: record.params for record in records if self._is_best(record.number)}
         self.runs: dict[str, _RunLine] = {}
         self.stopping = False
         self.ended_by: str | None = None  # what of the budget ended the sweep before its trials did
@@ -139,7 +140,7 @@ class SweepView:
         parts += [f"{self.counts[state]} {state}" for state in ("pruned", "failed") if self.counts[state]]
         best = self.frontier.best()
         if best is not None:
-            settings = format_params(self.params.get(best, {}))
+            settings = format_params(self._best_params.get(best, {}))
             text = f"best {self._said(self.frontier.members[best])} (trial {best}{f': {settings}' if settings else ''})"
             others = len(self.frontier.members) - 1
             parts.append(text + (f" and {others} more" if others and len(self.goals) > 1 else ""))
@@ -152,6 +153,9 @@ class SweepView:
     def _said(self, values: Sequence[float]) -> str:
         return ", ".join(f"{goal.name} {format_value(value)}" for goal, value in zip(self.goals, values, strict=True))
 
+    def _is_best(self, number: int) -> bool:
+        return number in self.frontier.members
+
     def _advance(self, runs: float) -> None:
         self._work += runs
         self._runs_done += runs
@@ -162,11 +166,15 @@ class SweepView:
         unfinished = [line for run_id, line in self.runs.items() if _trial_of(run_id) == number]
         self._runs_done += sum(1 - line.fraction for line in unfinished)
         self.runs = {run_id: line for run_id, line in self.runs.items() if _trial_of(run_id) != number}
+        params = self.params.pop(number, {})
+        if self._is_best(number):
+            others = {best: known for best, known in self._best_params.items() if self._is_best(best)}
+            self._best_params = {**others, number: params}
 
     def _complete(self, event: TrialCompleted) -> str:
-        self._settle(event.number, "complete")
-        self.frontier.add(event.number, event.values, feasible=event.feasible)
         settings = format_params(self.params.get(event.number, {}))
+        self.frontier.add(event.number, event.values, feasible=event.feasible)
+        self._settle(event.number, "complete")
         bounds = "" if event.feasible else ", out of bounds"
         return f"trial {event.number}: {self._said(event.values)}{bounds}{f' with {settings}' if settings else ''}"
 

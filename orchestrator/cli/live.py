@@ -10,11 +10,13 @@ from rich.console import Console
 
 from orchestrator import config
 from orchestrator.budget import Budget
+from orchestrator.cli.search import read_records
 from orchestrator.config import Sweep
 from orchestrator.errors import UserError
+from orchestrator.schema import did_you_mean
 from orchestrator.sweep_lock import holder
 
-LIVE_KEYS = ("trials", "budget")
+LIVE_KEYS = ("trials", "budget.hours", "budget.gpu_hours", "budget.patience", "workers")
 
 
 def set_command(words: Sequence[str]) -> int:
@@ -24,15 +26,26 @@ def set_command(words: Sequence[str]) -> int:
         raise UserError("takes one output folder at most, and at least one KEY=VALUE", file="command line")
     for override in overrides:
         key = override.partition("=")[0]
-        if key.split(".")[0] not in LIVE_KEYS:
-            allowed = "trials, budget.hours, budget.gpu_hours, budget.patience"
-            raise UserError(f"cannot change while a sweep runs; only {allowed} can", file="command line", key=key)
+        if key not in LIVE_KEYS:
+            near = did_you_mean(key, LIVE_KEYS) or f"; only {', '.join(LIVE_KEYS)} can"
+            raise UserError(f"cannot change while a sweep runs{near}", file="command line", key=key)
     output = Path(folders[0]) if folders else _only_sweep_at_work(Path("outputs"))
+    if config.load_output(output).is_asset:
+        raise UserError("holds one object and no sweep; there is nothing to set", file=str(output))
     sweep = config.load_output(output, overrides)
     config.claim_output(sweep)
-    when = "its driver goes by it from now on" if holder(output) else "nobody is at work there: psd resume goes by it"
-    Console().print(f"{output}: {', '.join(overrides)}; {when}", highlight=False, soft_wrap=True)
+    Console().print(f"{output}: {', '.join(overrides)}; {_what_follows(sweep)}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _what_follows(sweep: Sweep) -> str:
+    if not holder(sweep.output):
+        return "nobody is at work there: psd resume goes by it"
+    with suppress(UserError):  # the study may want a password that is not stored
+        num_begun = len(read_records(sweep))
+        if num_begun >= sweep.num_trials:
+            return f"{num_begun} trials have begun: they are finished, and no other begins"
+    return "its driver goes by it from now on"
 
 
 def make_budget(sweep: Sweep) -> Budget:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
@@ -37,6 +38,9 @@ from orchestrator.tracking import NullTracker, Tracker
 from orchestrator.trial import RunSpec
 from orchestrator.worker import WorkerSetup
 from orchestrator.worker_process import resident_bytes
+
+if TYPE_CHECKING:
+    from orchestrator.ray_pool import RayPool
 
 FAILED, INTERRUPTED = 1, 130
 SPENT_FILE, SAVE_SPENT_S = "spent.json", 20.0
@@ -231,7 +235,7 @@ def _drive(sweep: Sweep, study: Study, console: Console) -> bool:
             setup,
             num_workers=settings.workers or "auto",
             shape=settings.worker,
-            most_useful=sweep.num_trials * len(settings.prompts) * len(settings.seeds),
+            most_useful=_num_runs(sweep),
             address=ray_address(),
             deadlines=settings.failures.deadlines(),
             wear=settings.failures.wear(),
@@ -245,7 +249,7 @@ def _drive(sweep: Sweep, study: Study, console: Console) -> bool:
     with interrupt.caught(), choose_display(view, console) as display:  # after Ray, which has a SIGTERM handler, too
         driver = _driver(sweep, study, pool, setup, clock, display)
         try:
-            done = _loop(sweep, driver, view, display, interrupt)
+            done = _loop(sweep, driver, pool, view, display, interrupt)
         except SweepAbortedError:
             pool.close()  # what is still under way goes with the sweep, but its trackers are closed
             raise
@@ -272,12 +276,15 @@ def ray_address() -> str | None:
     return address if address not in ("", "local") else None
 
 
-def _loop(sweep: Sweep, driver: SweepDriver, view: SweepView, display: Display, interrupt: Interrupt) -> bool:
+def _loop(
+    sweep: Sweep, driver: SweepDriver, pool: RayPool, view: SweepView, display: Display, interrupt: Interrupt
+) -> bool:
     live, saved_s = LiveSettings(sweep), time.monotonic()
     while not interrupt.requested:
         display.tick()
         if (changed := live.changed()) is not None:
             driver.budget, view.num_trials = make_budget(changed), changed.num_trials
+            pool.resize(changed.config.workers or "auto", _num_runs(changed))
         if time.monotonic() - saved_s >= SAVE_SPENT_S:
             driver.spent.save(sweep.output / SPENT_FILE)
             saved_s = time.monotonic()
@@ -289,6 +296,10 @@ def _loop(sweep: Sweep, driver: SweepDriver, view: SweepView, display: Display, 
     display.tick()
     driver.stop(STOP_TIMEOUT_S)
     return False
+
+
+def _num_runs(sweep: Sweep) -> int:
+    return sweep.num_trials * len(sweep.config.prompts) * len(sweep.config.seeds)
 
 
 def _driver(

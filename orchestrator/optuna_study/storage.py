@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,7 +117,7 @@ class _JournalFile(JournalFileBackend):
         self._path, self._own_lock = path, lock
         self._num_read, self._offset = 0, 0
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """The lines from that number on; one that is just being written is left for the next time."""
         if log_number_from != self._num_read:
             self._num_read, self._offset = 0, 0

@@ -51,6 +51,7 @@ class _Slot:
     call: Any = None  # the outstanding call's ObjectRef: of its start, or of its lease; None: idle
     lease: Lease | None = None
     cancelled: bool = False
+    is_leaving: bool = False  # one too many: it goes when its run is checkpointed
     since_s: float = 0.0  # when it began to start, or became idle
     watch: Watch | None = None  # since the outstanding call
     pulse: Any = None  # the ObjectRef of an outstanding question for a sign of life
@@ -199,6 +200,26 @@ class RayPool:
             slot.cancelled = True
         return True
 
+    def resize(self, num_workers: int | Literal["auto"], most_useful: int) -> None:
+        """Have so many workers from now on, as far as there is room for them.
+
+        Of those that are too many the idle ones go at once, the others when their runs are checkpointed; these end in
+        RunStopped, and go on elsewhere.
+        """
+        nodes = self._with_gpu_memory(cluster.alive_nodes())
+        self._limit = most_useful if num_workers == "auto" else min(num_workers, most_useful)
+        if not self._elastic and self._limit > self._capacity(nodes):
+            if num_workers != "auto":
+                _log.warning("there is room for %d workers, not for %d", self._capacity(nodes), self._limit)
+            self._limit = max(1, self._capacity(nodes))
+        for place, slot in enumerate(sorted(self._slots, key=lambda slot: slot.lease is None)):
+            slot.is_leaving = place >= self._limit
+        for slot in [slot for slot in self._slots if slot.is_leaving and slot.lease is None]:
+            self._let_go(slot)
+        self._grow([node for node in nodes if self._is_trusted(node, self._clock.now_s)])
+        if self._elastic:
+            self._hint_at(self._limit)
+
     def close(self) -> None:
         """Let the actors close their runs and trackers, then end them; those that take too long are killed."""
         if not ray.is_initialized():
@@ -227,7 +248,7 @@ class RayPool:
             return self._end_lease(slot, RunFailed(lease=slot.lease, failure=self._loss(error, slot.node)))
         event = self._take_in(slot, report)
         if isinstance(event, RunProgressed):
-            is_over = slot.cancelled or self._is_left(slot.node)
+            is_over = slot.cancelled or slot.is_leaving or self._is_left(slot.node)
             self._call(slot, slot.actor.stop.remote() if is_over else slot.actor.advance.remote())
             return event
         return None if event is None else self._end_lease(slot, event, worn=report.worn)
@@ -263,7 +284,7 @@ class RayPool:
         if isinstance(event, RunFailed) and event.failure.kind not in SPARES_WORKER:
             # Dead, cut off, or broken in a way that may outlast the run: never trusted with another one.
             self._replace(slot)
-        elif worn or self._is_left(slot.node):
+        elif worn or slot.is_leaving or self._is_left(slot.node):
             if worn:
                 _log.warning("%s: a worker is replaced: %s", slot.node.address, worn)
             self._replace(slot, in_peace=True)
@@ -340,7 +361,7 @@ class RayPool:
             self._drop(slot)
         if self._elastic:
             self._next_look_s = self._clock.now_s  # somewhere there is room again, here or elsewhere
-        elif not self._is_left(slot.node):
+        elif not (slot.is_leaving or self._is_left(slot.node)):
             self._add_worker(slot.node)
 
     # How many workers, and where
@@ -468,6 +489,9 @@ class RayPool:
                 self._held_off[node.node_id] = now_s + HOLD_OFF_S
         return [replace(node, gpu_memory_gb=self._gpu_memory_gb.get(node.node_id)) for node in nodes]
 
+    def _capacity(self, nodes: Sequence[Node]) -> int:
+        return sum(room(node, self._shape) for node in nodes)
+
     def _largest_size(self, requested: int | Literal["auto"], most_useful: int, nodes: Sequence[Node]) -> int:
         """How many workers there may be.
 
@@ -478,7 +502,7 @@ class RayPool:
             raise UserError(f"must be >= 1 or auto, got {requested}", key="workers")
         if self._elastic:
             return most_useful if requested == "auto" else min(requested, most_useful)
-        capacity = sum(room(node, self._shape) for node in nodes)
+        capacity = self._capacity(nodes)
         wanted = max(1, min(capacity, most_useful)) if requested == "auto" else min(requested, most_useful)
         if wanted > capacity:
             num = "1 worker" if wanted == 1 else f"{wanted} workers"

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -19,6 +20,7 @@ import optuna
 import psycopg
 import pytest
 
+from orchestrator import cli
 from orchestrator.budget import Budget
 from orchestrator.checkpoints import DirectoryCheckpoints
 from orchestrator.clock import ManualClock
@@ -194,11 +196,12 @@ def test_a_study_that_another_driver_took_during_an_outage_is_left_to_it(server:
     assert [record.state for record in read_records(name="taken", storage_url=server.url())] == ["running"]
 
 
-def _enqueue(server: Server, name: str, values: Iterable[float]) -> None:
+def _enqueue(server: Server, name: str, points: Iterable[Mapping[str, float]]) -> None:
+    """From outside, as optuna-dashboard would; into a new study, if there is none."""
     storage = optuna.storages.RDBStorage(server.url())
-    study = optuna.load_study(study_name=name, storage=storage)
-    for value in values:
-        study.enqueue_trial({"x": value})
+    study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+    for point in points:
+        study.enqueue_trial(dict(point))
     storage.remove_session()
     storage.engine.dispose()
 
@@ -212,7 +215,7 @@ def test_drivers_that_share_a_study_take_what_waits_once_and_no_trial_too_many(
         for name in names:
             claim = claims.enter_context(claim_study(server.url(), "queue", shared=True))
             both.append(studies.open(server, "queue", owner=name, shared=True, claim=claim))
-        _enqueue(server, "queue", enqueued)
+        _enqueue(server, "queue", [{"x": value} for value in enqueued])
         asked: dict[str, list[Suggestion]] = {name: [] for name in names}
 
         def ask(name: str, study: OptunaStudy) -> None:
@@ -244,7 +247,7 @@ def test_a_trial_that_waits_is_taken_once_whatever_kills_its_driver(
 ) -> None:
     name = f"killed-{num_writes}"
     ours = studies.open(server, name, owner="ours", shared=True)
-    _enqueue(server, name, [2.5])
+    _enqueue(server, name, [{"x": 2.5}])
     storage, left = ours._storage, num_writes
 
     class Dying:
@@ -278,6 +281,53 @@ def test_drivers_that_share_a_study_adopt_their_own_trials_alone(server: Server,
     assert [suggestion.number for suggestion in unfinished(again.records())] == [2]
     alone = studies.open(server, "shared", owner="later")  # nobody else is there: what they left is adopted
     assert [suggestion.number for suggestion in unfinished(alone.records())] == [1, 2, 3]
+
+
+ROOT = Path(__file__).parents[2]
+SWEEP = str(ROOT / "sweeps" / "cfg_scale.yaml")
+PROGRAM = str(Path(__file__).with_name("psd_without_ray.py"))
+GUIDANCE = "distillation.guidance_scale"
+
+
+def test_two_whole_drivers_share_a_study(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    num_trials, enqueued = 9, {6.5, 7.5, 8.5}
+    _enqueue(server, "cfg_scale", [{GUIDANCE: value} for value in enqueued])
+    words = [SWEEP, f"trials={num_trials}", "tracking.kind=none", f"storage={server.url()}", "share_study=true"]
+    outputs = [Path("outputs/ours"), Path("outputs/theirs")]
+    (tmp_path / "go").touch()
+    command = [sys.executable, PROGRAM, str(tmp_path), "2", "0", "sweep", *words]
+    drivers = [
+        subprocess.Popen([*command, f"output={output}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for output in outputs
+    ]
+    said = [driver.communicate(timeout=500)[0] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], said
+    runs = [{path.parent.name for path in output.glob("runs/*/result.json")} for output in outputs]
+    assert all(runs), "each of them has run trials"
+    assert not runs[0] & runs[1]
+    assert runs[0] | runs[1] == {f"t{number:04d}-p00-s0" for number in range(num_trials)}
+    records = read_records(name="cfg_scale", storage_url=server.url())
+    assert [record.state for record in records] == ["complete"] * num_trials
+    scales = [record.params[GUIDANCE] for record in records]
+    assert all(scales.count(value) == 1 for value in enqueued)
+    assert all((output / "best.yaml").is_file() for output in outputs)
+
+
+@pytest.mark.parametrize("theirs", [False, True])
+def test_a_second_driver_without_the_choice_is_refused(
+    server: Server, theirs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [SWEEP, "tracking.kind=none", f"storage={server.url()}"]
+    with claim_study(server.url(), "cfg_scale", shared=theirs) as claim:
+        assert claim is not None
+        assert cli.main(["sweep", *words, f"share_study={str(not theirs).lower()}"]) == 2
+    error = capsys.readouterr().err
+    assert f"storage: the study cfg_scale in postgresql://{USER}@" in error
+    assert "is another driver's; wait for it" in error
+    assert PASSWORD not in error
 
 
 class _Sweep:

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import ray
 
 from orchestrator.budget import Budget
-from orchestrator.checkpoints import DirectoryCheckpoints
+from orchestrator.checkpoints import DirectoryCheckpoints, step_of
 from orchestrator.clock import SystemClock
 from orchestrator.deadlines import Deadlines
 from orchestrator.driver import SweepDriver, SweepEvent
@@ -32,7 +32,17 @@ from orchestrator.ray_pool import pool as ray_pool_module
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import Suggestion, TrialRecord
 from orchestrator.testing import FakeObjective, MemoryStudy, RecordingTracker
-from orchestrator.trial import Event, FailureKind, Lease, RunFailed, RunFinished, RunProgressed, RunSpec, TrialSpec
+from orchestrator.trial import (
+    Event,
+    FailureKind,
+    Lease,
+    RunFailed,
+    RunFinished,
+    RunProgressed,
+    RunSpec,
+    RunStopped,
+    TrialSpec,
+)
 from orchestrator.worker import WorkerSetup
 from orchestrator.worker_process import Wear
 
@@ -173,6 +183,51 @@ def test_workers_that_are_worn_are_replaced(tmp_path: Path) -> None:
     assert len(set((tmp_path / "built").read_text().split())) == 2
 
 
+def test_a_pool_that_is_resized_checkpoints_what_it_has_no_worker_for(tmp_path: Path) -> None:
+    setup, config = _setup(tmp_path), {"x": 1.0, "num_steps": 10**6, "steps_per_chunk": 5}
+    pool = RayPool(setup, num_workers=2)
+    try:
+        specs = [RunSpec(run_id=name, trial=0, prompt="p", seed=0, config=config) for name in ("a", "b")]
+        for spec in specs:
+            pool.submit(Lease(spec=spec))
+        heard: set[str] = set()
+        while heard != {"a", "b"}:
+            heard |= {event.lease.spec.run_id for event in pool.poll(1.0) if isinstance(event, RunProgressed)}
+        pool.resize(1, 10)
+        stopped = _next(pool, RunStopped)
+        assert pool.num_workers == 1
+        assert pool.num_idle == 0
+        left = stopped.lease.spec.run_id
+        checkpoint = setup.checkpoints.latest(left)
+        assert checkpoint is not None
+        assert step_of(checkpoint) == stopped.step > 0
+        pool.resize(5, 10)  # as many as there is room for
+        assert (pool.num_workers, pool.num_idle) == (2, 1)
+        pool.submit(Lease(spec=stopped.lease.spec, attempt=1, resume_from=checkpoint))
+        while True:
+            again = _next(pool, RunProgressed)
+            if again.lease.spec.run_id == left:
+                break
+        assert again.step == stopped.step + 5
+        pool.resize("auto", 1)
+        assert _next(pool, RunStopped).lease.spec.run_id in ("a", "b")
+        assert pool.num_workers == 1
+    finally:
+        pool.close()
+
+
+EventKind = TypeVar("EventKind", bound=Event)
+
+
+def _next(pool: RayPool, kind: type[EventKind]) -> EventKind:
+    """The next event of a kind; one of the others is passed over."""
+    while True:
+        for event in pool.poll(1.0):
+            assert not isinstance(event, RunFailed), event
+            if isinstance(event, kind):
+                return event
+
+
 def test_without_a_shared_disk_a_killed_run_goes_on_from_what_the_driver_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +311,7 @@ def test_an_objective_that_cannot_be_built_says_why(tmp_path: Path) -> None:
 
 _INTERRUPTED = """
 import os, pathlib, signal, sys
-from orchestrator.checkpoints import DirectoryCheckpoints
+from orchestrator.checkpoints import DirectoryCheckpoints, step_of
 from orchestrator.ray_pool import RayPool
 from orchestrator.ray_pool import pool as ray_pool_module
 from orchestrator.testing import FakeObjective, RecordingTracker
