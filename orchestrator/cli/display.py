@@ -256,19 +256,25 @@ class LiveDisplay:
         goals = [goal for goal in self._view.goals if goal.metric.startswith("eval/")]  # others come at the end
         train = [] if any(goal.name == "reward" for goal in goals) else ["reward"]
         for name in ("run", "prompt", "step", "", *train, *(goal.name for goal in goals), "settings"):
-            table.add_column(name, no_wrap=True)
+            table.add_column(
+                name, no_wrap=name not in ("prompt", "settings")
+            )  # those two give way on a narrow terminal
         for run_id, line in self._view.runs.items():
             scores = [line.metrics.get("train/reward", line.metrics.get("eval/reward"))] if train else []
             scores += [line.metrics.get(goal.metric) for goal in goals]
             table.add_row(
                 run_id + (f" (attempt {line.attempt + 1})" if line.attempt else ""),
-                line.prompt,
+                _cuttable(line.prompt),
                 line.place,
                 ProgressBar(total=1.0, completed=line.fraction, width=12),
                 *map(format_value, scores),
-                format_params(self._view.params.get(_trial_of(run_id), {})),
+                _cuttable(format_params(self._view.params.get(_trial_of(run_id), {}))),
             )
         return Group(Text(f"{self._view.name}  {self._view.summary()}", style="bold"), table)
+
+
+def _cuttable(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def choose_display(view: SweepView, console: Console) -> Display:

@@ -365,9 +365,13 @@ def _greet(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> No
     runs = len(settings.prompts) * len(settings.seeds)
     text = f"[bold]{settings.name}[/bold]: {_count(sweep.num_trials, 'trial')} of {_count(runs, 'run')}"
     console.print(f"{text}, {', '.join(map(str, sweep.goals))}, into {sweep.output}", highlight=False)
-    if records:
-        left = len(records) - _num_settled(records)
-        console.print(f"Going on: {_num_settled(records)} trials are done, {left} were under way.", highlight=False)
+    num_settled = _num_settled(records)
+    if num_settled >= sweep.num_trials:
+        more = f"{typed('psd')} resume {sweep.output} trials={2 * num_settled}"
+        console.print(f"All is done. For more trials:  {more}", highlight=False, soft_wrap=True)
+    elif records:
+        left = len(records) - num_settled
+        console.print(f"Going on: {_count(num_settled, 'trial')} done, {left} under way.", highlight=False)
 
 
 def conclude(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> None:

@@ -101,7 +101,11 @@ def _settings_and_values(rows: Sequence[TrialRow], goals: Sequence[Goal]) -> lis
         _Column(short_name(name, params), [format_value(row.params.get(name)) for row in rows]) for name in params
     ]
     for index, goal in enumerate(goals):
-        cells = [format_value(row.values[index] if row.values else None if index else row.state) for row in rows]
+        states = [row.state.replace("running", "under way") for row in rows]  # also where its sweep was stopped
+        cells = [
+            format_value(row.values[index] if row.values else None if index else state)
+            for row, state in zip(rows, states, strict=True)
+        ]
         columns.append(_Column(goal.name, cells, style="bold"))
     if any(row.sd is not None for row in rows):
         columns.append(_Column("sd", [format_value(row.sd) for row in rows]))

@@ -17,8 +17,8 @@ VISIBLE_OPACITY = 0.05
 def floater_share(field: Field, *, resolution: int = 48) -> float:
     """The share of the solid mass that does not belong to the largest connected piece; 1 if nothing is solid.
 
-    A cell of the lattice is solid above the level of the exported mesh, weighs as much as it absorbs of a ray through
-    it, and touches its 26 neighbours.
+    A cell of the lattice is solid above ``solid_density()``, weighs as much as it absorbs of a ray through it, and
+    touches its 26 neighbours.
     """
     density = density_on_lattice(field, resolution)
     cell = 2 * SCENE_RADIUS / (resolution - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import signal
 import subprocess
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from orchestrator import cli, config, sweep_lock
-from orchestrator.cli.display import SweepView
+from orchestrator.cli.display import LiveDisplay, SweepView
 from orchestrator.cli.sweep import typed
 from orchestrator.clock import ManualClock
 from orchestrator.driver import RunLeased, TrialCompleted, TrialFailed, TrialStarted
@@ -324,6 +326,22 @@ def test_events_add_up_to_progress_best_and_time_left() -> None:
     assert view.summary().startswith("2/4 trials · 1 failed · best judge 1 (trial 0: guidance_scale 7.5)")
     assert view.left_s is not None
     assert 20 <= view.left_s <= 60
+
+
+@pytest.mark.parametrize("width", [72, 100])
+def test_a_narrow_terminal_cuts_prompts_and_settings_alone(width: int) -> None:
+    view = SweepView(name="s", goals=[JUDGE], num_trials=4, runs_per_trial=1, records=[], clock=ManualClock())
+    params = {GUIDANCE: 4.265, "distillation.weighting.scale": 1.25, "distillation.negative_embedding.lr": 0.001}
+    spec = RunSpec(run_id="t0001-p00-s0", trial=1, prompt="a red cube on a blue cylinder", seed=0, config={})
+    file = io.StringIO()
+    with LiveDisplay(view, Console(file=file, force_terminal=True, no_color=True, width=width)) as display:
+        display.on_event(TrialStarted(trial=TrialSpec(number=1, params=params, runs=(spec,))))
+        display.on_event(RunLeased(lease=Lease(spec=spec)))
+        metrics = {"train/reward": 16.31, "eval/judge": -12.34}
+        display.on_event(RunProgressed(lease=Lease(spec=spec), step=110, num_steps=120, metrics=metrics))
+        display.tick()
+    row = [line for line in file.getvalue().splitlines() if "t0001-p00-s0" in line][-1]
+    assert all(cell in row for cell in ("110/120", "16.31", "-12.34", "a red", "…"))
 
 
 def test_a_lost_run_is_told_to_go_on() -> None:
