@@ -86,8 +86,8 @@ def test_limits_become_the_drivers_budget() -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["trials"], "psd set: takes one output folder at most, and at least one KEY=VALUE"),
-        ([OUTPUT, "elsewhere", "trials=3"], "psd set: takes one output folder at most, and at least one KEY=VALUE"),
+        (["trials"], "command line: takes one output folder at most, and at least one KEY=VALUE"),
+        ([OUTPUT, "elsewhere", "trials=3"], "command line: takes one output folder at most, and at least one KEY=VALUE"),
         ([OUTPUT, "trails=3"], "command line: trails: cannot change while a sweep runs; did you mean trials?"),
         ([OUTPUT, "hours=3"], "command line: hours: cannot change while a sweep runs; only trials, budget.hours, "),
         ([OUTPUT, "seeds=[1]"], "command line: seeds: cannot change while a sweep runs; only trials, budget.hours"),
@@ -101,7 +101,7 @@ def test_limits_become_the_drivers_budget() -> None:
         ([OUTPUT, "budget.hours=-1"], "command line: budget.hours: must be > 0"),
         ([OUTPUT, "budget.patience=0"], "command line: budget.patience: must be >= 1"),
         (["nowhere", "trials=3"], "nowhere: holds no sweep"),
-        (["trials=3"], "psd set: cannot tell which sweep is meant; at work under outputs: none; name its folder"),
+        (["trials=3"], "cannot tell which sweep is meant; at work under outputs: none; name its folder"),
     ],
 )
 def test_what_cannot_be_set_is_one_line_and_changes_nothing(
