@@ -11,6 +11,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -116,7 +117,7 @@ def write_report(report: Report, folder: Path, name: str) -> list[Path]:
     _write_csv(runs, runs_table(report))
     _write_csv(differences, differences_table(report))
     if report.findings:
-        figure(report).savefig(picture, dpi=110)
+        figure(report).savefig(picture, dpi=130)
         return [page, runs, differences, picture]
     return [page, runs, differences]
 
@@ -200,27 +201,45 @@ def differences_table(report: Report) -> list[list[object]]:
 
 
 def figure(report: Report) -> Figure:
-    """A row of panels for each comparison, a panel for each measure: every pair a tick, the mean with its interval."""
+    """A row of panels for each comparison, a panel for each measure in which runs differ: every pair a tick, the mean
+    with its interval.
+    """
+    measures = [measure for measure in report.measures if _differs(report, measure)] or list(report.measures)[:1]
     heights = [max(len(report.rows(comparison)) + 1.5, 4) for comparison in report.compared]
-    size = (1.8 + 2.1 * len(report.measures), 0.8 + 0.26 * sum(heights))
+    size = (2.0 + 1.9 * len(measures), 1.2 + 0.27 * sum(heights))
     canvas = Figure(figsize=size, layout="constrained")
-    panels = canvas.subplots(
-        len(report.compared), len(report.measures), squeeze=False, sharey="row", height_ratios=heights
-    )
+    panels = canvas.subplots(len(report.compared), len(measures), squeeze=False, sharey="row", height_ratios=heights)
     for comparison, row in zip(report.compared, panels, strict=True):
         rows = report.rows(comparison)
-        for measure, panel in zip(report.measures, row, strict=True):
-            panel.set_title(f"{measure.name} ({'→' if measure.higher_is_better else '←'} better)", fontsize=8)
+        for measure, panel in zip(measures, row, strict=True):
+            panel.set_title(f"{measure.name} ({'→' if measure.higher_is_better else '←'} better)", fontsize=9)
             for height, found in enumerate(rows):
                 for finding in found:
                     if finding.measure == measure:
                         _draw(panel, report.results, finding, height)
             panel.axvline(0, color="black", linewidth=0.6)
-            panel.tick_params(labelsize=7)
+            panel.xaxis.set_major_locator(MaxNLocator(nbins=4))
+            panel.tick_params(labelsize=8)
         row[0].set_yticks(range(len(rows)), [found[0].variant for found in rows])
         row[0].set_ylim(len(rows) - 0.5, -0.5)
-        row[0].set_ylabel(f"minus\n{comparison.baseline}", fontsize=8)
+        row[0].set_ylabel(f"minus {comparison.baseline}", fontsize=9)
+    level = [measure.name for measure in report.measures if measure not in measures]
+    canvas.supxlabel(
+        "Tick: a pair. Dot and bar: the mean and its 95 % interval; blue better, orange worse, grey not told apart."
+        + (f" Level everywhere, not shown: {', '.join(level)}." if level else ""),
+        fontsize=8,
+    )
     return canvas
+
+
+def _differs(report: Report, measure: Measure) -> bool:
+    """Whether the difference of some pair shows in three decimals, which is what the tables have."""
+    return any(
+        abs(change) >= 0.0005
+        for item in report.findings
+        if item.measure == measure
+        for change in _changes(report.results, item.variant, item.comparison.baseline, measure.key).values()
+    )
 
 
 def _draw(panel: Axes, results: Results, finding: Finding, height: int) -> None:
@@ -228,7 +247,7 @@ def _draw(panel: Axes, results: Results, finding: Finding, height: int) -> None:
     panel.plot(ticks, [height + 0.25] * len(ticks), "|", color="black", alpha=0.5, markersize=4)  # beside the interval
     estimate = finding.difference.over_pairs
     clear = finding.difference.is_clear
-    color = "tab:gray" if not clear else "tab:green" if finding.difference.is_better else "tab:red"
+    color = "tab:gray" if not clear else "tab:blue" if finding.difference.is_better else "tab:orange"
     if math.isfinite(estimate.low):
         panel.plot([estimate.low, estimate.high], [height, height], color=color, linewidth=2)
     panel.plot([estimate.mean], [height], "o", color=color, markersize=4)

@@ -286,6 +286,13 @@ def test_the_figure_shows_every_pair_and_interval(tmp_path, small):
     assert write_report(report, tmp_path, "page")[-1].stat().st_size > 1000
 
 
+def test_the_figure_names_what_is_level_everywhere():
+    level = outcomes(SDS, a0={"judge": 5, "fog": 0.2}) + outcomes(PSD, a0={"judge": 6, "fog": 0.2004})
+    canvas = figure(make_report("", "", [SDS, PSD], [JUDGE, FOG], results(level), "sds"))
+    assert [panel.get_title() for panel in canvas.axes] == ["judge (→ better)"]
+    assert canvas.get_supxlabel().endswith("Level everywhere, not shown: fog.")
+
+
 def test_the_terminal_shows_the_same_numbers(small):
     console = Console(file=io.StringIO(), width=80)
     print_report(make_report("", "", [SDS, TWICE, PSD], [JUDGE, FOG], small, "sds"), console)

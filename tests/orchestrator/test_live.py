@@ -87,7 +87,10 @@ def test_limits_become_the_drivers_budget() -> None:
     ("words", "line"),
     [
         (["trials"], "command line: takes one output folder at most, and at least one KEY=VALUE"),
-        ([OUTPUT, "elsewhere", "trials=3"], "command line: takes one output folder at most, and at least one KEY=VALUE"),
+        (
+            [OUTPUT, "elsewhere", "trials=3"],
+            "command line: takes one output folder at most, and at least one KEY=VALUE",
+        ),
         ([OUTPUT, "trails=3"], "command line: trails: cannot change while a sweep runs; did you mean trials?"),
         ([OUTPUT, "hours=3"], "command line: hours: cannot change while a sweep runs; only trials, budget.hours, "),
         ([OUTPUT, "seeds=[1]"], "command line: seeds: cannot change while a sweep runs; only trials, budget.hours"),
