@@ -39,6 +39,7 @@ from orchestrator.worker import WorkerSetup
 
 pytestmark = pytest.mark.cluster
 
+TIMEOUT_S = 120.0  # for anything to happen, on a machine that is busy
 FAKE_GPU = "#!/bin/sh\necho 24564\necho 81559\n"  # MiB of a small and a large GPU: the smaller one counts
 
 
@@ -51,6 +52,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     patch = pytest.MonkeyPatch()
     patch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     patch.setenv("RAY_enable_autoscaler_v2", "0")  # whose wishes a test can read back
+    patch.setenv("RAY_health_check_period_ms", "500")  # a killed node counts as dead after 3 s, not after 12
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0, "include_dashboard": False})
     yield made
     made.shutdown()
@@ -59,7 +61,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def add_node(cluster: Cluster) -> Iterator[Callable[..., Any]]:
-    """Nodes that are gone again after the test."""
+    """Nodes that are gone again after the test, and no longer listed either: a pool would count them in."""
     added: list[Any] = []
 
     def add(**resources: Any) -> Any:
@@ -70,6 +72,7 @@ def add_node(cluster: Cluster) -> Iterator[Callable[..., Any]]:
     for node in added:
         if node in cluster.worker_nodes:
             cluster.remove_node(node, allow_graceful=True)
+    cluster.wait_for_nodes(timeout=60)
 
 
 @pytest.fixture
@@ -102,15 +105,21 @@ def _lease(run_id: str, *, num_steps: int = 10) -> Lease:
     return Lease(spec=RunSpec(run_id=run_id, trial=0, prompt="p", seed=0, config=config))
 
 
-def _until(pool: RayPool, condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> list[Event]:
+def _until(pool: RayPool, condition: Callable[[list[Event]], bool], what: str) -> list[Event]:
+    """The events until the condition holds, which is told of them."""
     events: list[Event] = []
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"{what}: not within {timeout_s} s; {pool.num_workers} workers"
-        events += pool.poll(0.2)
-        if not events:
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not condition(events):
+        assert time.monotonic() < deadline_s, f"{what}: not within {TIMEOUT_S} s; {pool.num_workers} workers"
+        polled = pool.poll(0.2)
+        events += polled
+        if not polled:
             time.sleep(0.05)  # an idle pool answers at once
     return events
+
+
+def _has(kind: type) -> Callable[[list[Event]], bool]:
+    return lambda events: any(isinstance(event, kind) for event in events)
 
 
 def _wish() -> list[Any]:
@@ -131,15 +140,15 @@ def test_a_pool_grows_with_its_cluster_and_shrinks_with_it(
     assert "no node has room for a worker yet (0.5 CPU, 0.5 GPU); waiting for one" in caplog.text
 
     first = add_node(num_cpus=4, num_gpus=1)
-    _until(pool, lambda: pool.num_idle == 2, "two share the GPU of the first node")
+    _until(pool, lambda _: pool.num_idle == 2, "two share the GPU of the first node")
     pool.submit(_lease("a", num_steps=10**6))
     pool.submit(_lease("b", num_steps=10**6))
     second = add_node(num_cpus=4, num_gpus=1)
-    _until(pool, lambda: pool.num_idle == 2, "two more on the second node")
+    _until(pool, lambda _: pool.num_idle == 2, "two more on the second node")
     assert set(_nodes_of(pool).values()) == {2}
 
     cluster.remove_node(first, allow_graceful=False)
-    events = _until(pool, lambda: pool.num_workers == 2, "the first node's workers went with it")
+    events = _until(pool, lambda _: pool.num_workers == 2, "the first node's workers went with it")
     lost = [event for event in events if isinstance(event, RunFailed)]
     assert {event.lease.spec.run_id for event in lost} == {"a", "b"}
     assert {event.failure.kind for event in lost} == {FailureKind.LOST}
@@ -148,7 +157,7 @@ def test_a_pool_grows_with_its_cluster_and_shrinks_with_it(
     assert pool.num_idle == 2, "what was idle there stays so"
 
     pool.submit(_lease("c"))
-    events = _until(pool, lambda: pool.num_idle == 2, "the rest goes on working")
+    events = _until(pool, lambda _: pool.num_idle == 2, "the rest goes on working")
     assert isinstance(events[-1], RunFinished)
     pool.close()
 
@@ -158,11 +167,11 @@ def test_an_idle_node_that_goes_takes_its_workers_along(
 ) -> None:
     node = add_node(num_cpus=1)
     pool = make_pool()
-    _until(pool, lambda: pool.num_idle == 1, "a worker on the node")
+    _until(pool, lambda _: pool.num_idle == 1, "a worker on the node")
     cluster.remove_node(node, allow_graceful=False)
-    _until(pool, lambda: pool.num_workers == 0, "nobody left")
+    _until(pool, lambda _: pool.num_workers == 0, "nobody left")
     add_node(num_cpus=1)
-    _until(pool, lambda: pool.num_idle == 1, "a worker on the next node")
+    _until(pool, lambda _: pool.num_idle == 1, "a worker on the next node")
 
 
 def test_a_killed_worker_is_replaced_where_there_is_room(
@@ -170,12 +179,12 @@ def test_a_killed_worker_is_replaced_where_there_is_room(
 ) -> None:
     add_node(num_cpus=1)
     pool = make_pool()
-    _until(pool, lambda: pool.num_idle == 1, "a worker")
+    _until(pool, lambda _: pool.num_idle == 1, "a worker")
     pid = ray.get(pool._slots[0].actor.__ray_call__.remote(lambda _: os.getpid()))
     pool.submit(_lease("a", num_steps=10**6))
     os.kill(pid, signal.SIGKILL)
     killed_s = time.monotonic()
-    events = _until(pool, lambda: pool.num_idle == 1, "another worker in its place")
+    events = _until(pool, lambda _: pool.num_idle == 1, "another worker in its place")
     assert time.monotonic() - killed_s < 30.0
     assert isinstance(events[-1], RunFailed)
 
@@ -187,7 +196,7 @@ def test_only_nodes_with_the_labels_and_resources_get_workers(
     add_node(num_cpus=2, labels={"market": "spot"}, resources={"fast_disk": 1})
     wanted = add_node(num_cpus=2, labels={"market": "on-demand"}, resources={"fast_disk": 1})
     pool = make_pool(shape=WorkerShape(labels={"market": "on-demand"}, resources={"fast_disk": 0.5}))
-    _until(pool, lambda: pool.num_idle == 2, "both workers")
+    _until(pool, lambda _: pool.num_idle == 2, "both workers")
     assert _nodes_of(pool) == {wanted.node_id: 2}
 
 
@@ -196,7 +205,7 @@ def test_a_gpu_is_shared_by_as_many_as_its_memory_holds(
 ) -> None:
     add_node(num_cpus=4, num_gpus=1)
     pool = make_pool(shape=WorkerShape(cpus=0.5, gpu_memory_gb=8.5))
-    _until(pool, lambda: pool.num_idle == 3, "three times 8.5 GB of 25.8")
+    _until(pool, lambda _: pool.num_idle == 3, "three times 8.5 GB of 25.8")
     ask = "CUDA_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF", "OMP_NUM_THREADS"
     told = [
         ray.get(slot.actor.__ray_call__.remote(lambda _, names=ask: [os.environ.get(name) for name in names]))
@@ -212,14 +221,14 @@ def test_idle_workers_are_given_back_and_a_new_wish_is_made(
     add_node(num_cpus=2)
     clock = ManualClock()
     made = make_pool(num_workers=3, clock=clock)
-    _until(made, lambda: made.num_idle == 2, "two of the three")
+    _until(made, lambda _: made.num_idle == 2, "two of the three")
     assert len(_wish()) == 3
     clock.advance(pool.RELEASE_AFTER_S + 1)
     made.poll(0.0)
     assert (made.num_workers, len(_wish())) == (1, 1), "one is kept for a run that comes back"
     made.submit(_lease("a", num_steps=10**6))
     clock.advance(pool.LOOK_EVERY_S)
-    _until(made, lambda: made.num_idle == 1, "nobody is idle: there may be work for more")
+    _until(made, lambda _: made.num_idle == 1, "nobody is idle: there may be work for more")
     assert len(_wish()) == 3
     made.close()
     ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False)
@@ -241,22 +250,16 @@ def test_a_node_that_is_about_to_be_taken_away_is_left_in_time(
 ) -> None:
     pool = make_pool(num_workers=1, shape=WorkerShape(cpus=1.0, gpus=0.0))
     first = add_node(num_cpus=1)
-    _until(pool, lambda: pool.num_idle == 1, "a worker on the first node")
+    _until(pool, lambda _: pool.num_idle == 1, "a worker on the first node")
     pool.submit(_lease("leaving", num_steps=10**6))
-    events: list[Event] = []
-
-    def has(kind: type) -> bool:
-        events.extend(pool.poll(0.2))
-        return any(isinstance(event, kind) for event in events)
-
-    _until(pool, lambda: has(RunProgressed), "its run is under way")
+    _until(pool, _has(RunProgressed), "its run is under way")
     second = add_node(num_cpus=1)
     command = [Path(sys.executable).with_name("ray"), "drain-node", "--address", cluster.address]
     command += ["--node-id", first.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     command += ["--reason-message", "spot", "--deadline-remaining-seconds", "600"]
     subprocess.run(command, check=True, capture_output=True)
-    _until(pool, lambda: has(RunStopped), "its run is checkpointed and let go, with minutes to spare")
+    events = _until(pool, _has(RunStopped), "its run is checkpointed and let go, with minutes to spare")
     stopped = next(event for event in events if isinstance(event, RunStopped))
     assert step_of(setup.checkpoints.latest("leaving") or "") == stopped.step
-    _until(pool, lambda: pool.num_idle == 1, "a worker elsewhere")
+    _until(pool, lambda _: pool.num_idle == 1, "a worker elsewhere")
     assert set(_nodes_of(pool)) == {second.node_id}
