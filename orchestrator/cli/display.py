@@ -203,6 +203,7 @@ class LineDisplay:
     def __init__(self, view: SweepView, console: Console) -> None:
         self._view, self._console = view, console
         self._last_s = time.monotonic()
+        self._has_told_of_stop = False
 
     def __enter__(self) -> LineDisplay:
         return self
@@ -218,7 +219,9 @@ class LineDisplay:
             self._print(line)
 
     def tick(self) -> None:
-        if time.monotonic() - self._last_s >= LINE_EVERY_S:
+        is_news = self._view.stopping and not self._has_told_of_stop
+        self._has_told_of_stop = self._view.stopping
+        if is_news or time.monotonic() - self._last_s >= LINE_EVERY_S:
             running = ", ".join(f"{name} {line.place}" for name, line in self._view.runs.items())
             self._print(self._view.summary() + (f" · {running}" if running else ""))
 

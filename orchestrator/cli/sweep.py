@@ -253,6 +253,9 @@ def _drive(sweep: Sweep, study: Study, console: Console) -> bool:
         except SweepAbortedError:
             pool.close()  # what is still under way goes with the sweep, but its trackers are closed
             raise
+        except KeyboardInterrupt:
+            pool.close(timeout_s=0.0)  # at once, but not without taking back what the autoscaler was asked for
+            raise
         finally:
             driver.spent.save(sweep.output / SPENT_FILE)
     if view.ended_by is not None:

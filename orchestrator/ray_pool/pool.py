@@ -220,8 +220,12 @@ class RayPool:
         if self._elastic:
             self._hint_at(self._limit)
 
-    def close(self) -> None:
-        """Let the actors close their runs and trackers, then end them; those that take too long are killed."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Let the actors close their runs and trackers, then end them; those that take too long are killed.
+
+        Args:
+            timeout_s: instead of the pool's own; 0 ends all of them now.
+        """
         if not ray.is_initialized():
             return
         if self._elastic:
@@ -229,7 +233,8 @@ class RayPool:
                 self._hint_at(0)
         closing = [slot.actor.close.remote() for slot in self._slots if not slot.is_starting]
         if closing:
-            ray.wait(closing, num_returns=len(closing), timeout=self._close_timeout_s)
+            timeout_s = self._close_timeout_s if timeout_s is None else timeout_s
+            ray.wait(closing, num_returns=len(closing), timeout=timeout_s)
         for slot in self._slots:
             ray.kill(slot.actor)
         self._slots = []

@@ -77,13 +77,17 @@ def tell(event: SweepEvent) -> None:
         print(event, flush=True)
 
 
+def make_tracking(folder: Path) -> WandbTracking:
+    return WandbTracking(group=NAME, project=NAME, folder=folder, mode="offline")
+
+
 def main(folder: Path, storage_url: str) -> None:
     runs = folder / "runs"
     setup = WorkerSetup(
         objective=SlowObjective,
         runs=runs,
         checkpoints=DirectoryCheckpoints(runs),
-        tracker=WandbTracking(group=NAME, project=NAME, folder=folder, mode="offline"),
+        tracker=make_tracking(folder),
         checkpoint_every=10,
     )
     with held(folder):

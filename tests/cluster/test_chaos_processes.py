@@ -1,14 +1,15 @@
-"""A sweep of real processes under random SIGKILLs of workers, driver and W&B's service: the same final table."""
+"""A sweep of real processes under random SIGKILLs of workers, driver, W&B's service and PostgreSQL: the same table."""
 
 from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,33 +21,42 @@ from orchestrator.local_pool import LocalPool
 from orchestrator.optuna_study import read_records
 from orchestrator.run_folder import RunFolder
 from orchestrator.testing import FakeObjective, MemoryStudy, RecordingTracker
+from orchestrator.wandb_sync import sync_runs
+from orchestrator.wandb_tracking import WandbService
 from orchestrator.worker import WorkerSetup
 from tests.cluster import chaos_sweep
-from tests.cluster.chaos_sweep import NAME, NUM_SEEDS, NUM_STEPS, NUM_TRIALS, POINTS, STEPS_PER_CHUNK
+from tests.cluster.chaos_sweep import NAME, NUM_SEEDS, NUM_STEPS, NUM_TRIALS, POINTS, STEPS_PER_CHUNK, make_tracking
+from tests.orchestrator.fake_wandb import online
+from tests.orchestrator.postgres_server import Server, running_server
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-MAX_KILLS = {"driver": 2, "worker": 5, "wandb": 3, "storage": 3}
+KILLS = {"driver": 2, "worker": 5, "wandb": 3, "storage": 3}
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where the study is kept; ``kill`` ends its server and starts it again, if it has one."""
+    """Where the study is kept, and the server that keeps it, if one does."""
 
     url: str
-    kill: Callable[[], None] | None = None
+    server: Server | None = None
 
 
-def sqlite(folder: Path) -> Storage:
-    return Storage(f"sqlite:///{folder}/study.db")
+@contextmanager
+def sqlite(folder: Path) -> Iterator[Storage]:
+    yield Storage(f"sqlite:///{folder}/study.db")
 
 
-def journal(folder: Path) -> Storage:
-    return Storage(f"journal:///{folder}/study.journal")
+@contextmanager
+def journal(folder: Path) -> Iterator[Storage]:
+    yield Storage(f"journal:///{folder}/study.journal")
 
 
-STORAGES = [sqlite, journal]
+@contextmanager
+def postgres(folder: Path) -> Iterator[Storage]:
+    with running_server() as server:
+        yield Storage(server.url(), server)
 
 
 def reference(folder: Path) -> MemoryStudy:
@@ -66,27 +76,36 @@ def reference(folder: Path) -> MemoryStudy:
 
 
 class Killer:
-    """Starts the sweep's driver, again after each of its deaths, and kills what it has started, in a random order."""
+    """Starts the sweep's driver, again after each of its deaths, and kills what is at work, in a random order.
+
+    Each kill comes some steps of the sweep after the one before, so that all find their place in it, however fast the
+    machine is; some come at once, and hit what has just begun to start.
+    """
 
     def __init__(self, folder: Path, storage: Storage, seed: int) -> None:
         self._folder = folder
         self._storage = storage
         self._random = random.Random(seed)
-        self._num_rows = 0
-        self.num_killed: Counter[str] = Counter()
+        self.left = [kind for kind, count in KILLS.items() for _ in range(count)]  # what is still to be killed
+        if storage.server is None:
+            self.left = [kind for kind in self.left if kind != "storage"]
+        self._random.shuffle(self.left)
+        self._due_at_row = 4
 
     def run(self) -> None:
         while True:
             with (self._folder / "driver.log").open("a") as log:
                 driver = self._start(log.fileno())
                 while driver.poll() is None:
-                    time.sleep(self._random.uniform(0.3, 1.5))
-                    self._strike(psutil.Process(driver.pid))
+                    time.sleep(0.05)
+                    if self.left and self._count_rows() >= self._due_at_row:
+                        time.sleep(self._random.uniform(0.0, 0.3))
+                        self._strike(psutil.Process(driver.pid))
             if driver.returncode == 0:
                 return
             told = (self._folder / "driver.log").read_text()[-4000:]
             # Ray gives a node 30 s to start, whatever else the machine does; a user would type the command again.
-            assert driver.returncode == -9 or "timed out during startup" in told, told
+            assert driver.returncode == -signal.SIGKILL or "timed out during startup" in told, told
 
     def _start(self, log: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.cluster.chaos_sweep", str(self._folder), self._storage.url]
@@ -94,39 +113,34 @@ class Killer:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def _strike(self, driver: psutil.Process) -> None:
-        """Kill something of what is at work, if anything is."""
+        """Kill the next of what is to be killed and is at work."""
         family = _family(driver)
-        victims: dict[str, list[psutil.Process]] = {
+        victims: dict[str, Sequence[object]] = {
+            "driver": [driver],
             "worker": [process for process in family if _name(process).startswith("ray::WorkerProcess")],
             "wandb": [process for process in family if "wandb-core" in _name(process)],
+            "storage": [self._storage.server],
         }
-        if not victims["worker"] or (self._random.random() < 0.8 and not self._has_advanced()):
-            return  # it is still starting, which is hit now and then, too
-        victims["driver"] = [driver]
-        kinds = [kind for kind, found in victims.items() if found and self.num_killed[kind] < MAX_KILLS[kind]]
-        if self._storage.kill is not None and self.num_killed["storage"] < MAX_KILLS["storage"]:
-            kinds.append("storage")
-        if not kinds:
-            return
-        kind = self._random.choice(kinds)
-        self.num_killed[kind] += 1
-        if kind == "storage":
-            assert self._storage.kill is not None
-            self._storage.kill()
-            return
+        kind = next((kind for kind in self.left if victims[kind]), None)
+        if kind is None:
+            return  # nothing of it is there just now
         victim = self._random.choice(victims[kind])
-        try:
+        self.left.remove(kind)
+        self._due_at_row = self._count_rows() + self._random.choice([0, 3, 6, 9])
+        if isinstance(victim, Server):
             victim.kill()
-        except psutil.NoSuchProcess:
-            self.num_killed[kind] -= 1
+            time.sleep(self._random.uniform(0.0, 2.0))
+            victim.start()
+        elif isinstance(victim, psutil.Process):
+            with suppress(psutil.NoSuchProcess):
+                victim.kill()
         if kind == "driver":
-            _, left = psutil.wait_procs([*victims["worker"], *victims["wandb"]], timeout=60)
+            orphans = [process for process in family if process in (*victims["worker"], *victims["wandb"])]
+            _, left = psutil.wait_procs(orphans, timeout=60)
             assert not left, f"a killed driver leaves workers behind: {[_name(process) for process in left]}"
 
-    def _has_advanced(self) -> bool:
-        num_rows = sum(path.read_bytes().count(b"\n") for path in self._folder.glob("runs/*/metrics.jsonl"))
-        advanced, self._num_rows = num_rows != self._num_rows, num_rows
-        return advanced
+    def _count_rows(self) -> int:
+        return sum(path.read_bytes().count(b"\n") for path in self._folder.glob("runs/*/metrics.jsonl"))
 
 
 def _family(process: psutil.Process) -> list[psutil.Process]:
@@ -143,32 +157,43 @@ def _name(process: psutil.Process) -> str:
         return ""
 
 
-@pytest.mark.parametrize("make_storage", STORAGES)
+@pytest.mark.parametrize("keep", [sqlite, journal, postgres])
 def test_sigkills_of_anything_at_any_time_change_no_result(
-    tmp_path: Path, make_storage: Callable[[Path], Storage]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: Callable[[Path], AbstractContextManager[Storage]]
 ) -> None:
     folder = tmp_path / "sweep"
     folder.mkdir()
-    storage = make_storage(folder)
-    killer = Killer(folder, storage, seed=0)
-    began_s = time.monotonic()
-    killer.run()
-    print(f"{NUM_TRIALS * NUM_SEEDS} runs in {time.monotonic() - began_s:.0f} s, killed: {dict(killer.num_killed)}")
-    assert killer.num_killed["driver"] == MAX_KILLS["driver"]
-    assert killer.num_killed["worker"] >= 3
-    assert killer.num_killed["wandb"] >= 1
-
+    with keep(folder) as storage:
+        killer = Killer(folder, storage, seed=0)
+        began_s = time.monotonic()
+        killer.run()
+        print(f"{NUM_TRIALS * NUM_SEEDS} runs in {time.monotonic() - began_s:.0f} s")
+        assert killer.left == []
+        found = read_records(name=NAME, storage_url=storage.url)
     expected = reference(tmp_path / "reference").records()
-    found = read_records(name=NAME, storage_url=storage.url)
     assert [(record.number, record.state, record.params) for record in found] == [
         (record.number, "complete", record.params) for record in expected
     ]
     assert [record.values for record in found] == [record.values for record in expected]
     assert [record.attributes for record in found] == [record.attributes for record in expected]
-    run_ids = [f"t{number:04d}-p00-s{seed}" for number in range(NUM_TRIALS) for seed in range(NUM_SEEDS)]
     steps = list(range(STEPS_PER_CHUNK, NUM_STEPS + 1, STEPS_PER_CHUNK))
-    for run_id in run_ids:
-        assert [row["step"] for row in RunFolder(folder / "runs", run_id).metrics()] == steps
-    histories = {path.name.rpartition(f"-{NAME}-")[2].split("-", 1)[1] for path in folder.glob("wandb/offline-run-*")}
-    assert histories <= set(run_ids), "every fragment of a history is under its run's own id"
-    assert len(histories) >= len(run_ids) - MAX_KILLS["wandb"]
+    runs = [RunFolder(folder / "runs", path.name) for path in (folder / "runs").glob("t*")]
+    assert len(runs) == NUM_TRIALS * NUM_SEEDS
+    for run in runs:
+        assert [row["step"] for row in run.metrics()] == steps
+    _check_histories(folder, steps, monkeypatch)
+
+
+def _check_histories(folder: Path, steps: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the kills have torn off, `psd sync` makes one whole history of each run in W&B, under its own id."""
+    tracking = make_tracking(folder)
+    specs = [RunFolder(folder / "runs", path.name).spec() for path in (folder / "runs").glob("t*")]
+    ids = {tracking.run_id(spec) for spec in specs if spec is not None}
+    assert {path.stem.removeprefix("run-") for path in (folder / "wandb").glob("offline-run-*/*.wandb")} <= ids
+    began_s = time.monotonic()
+    with online(monkeypatch) as backend:
+        report = sync_runs(folder / "runs", tracking, WandbService(project=NAME, entity=None))
+        assert (report.num_uploaded, report.num_missing_rows) == (len(ids), 0)
+        assert report.num_relogged_rows < len(ids) * len(steps) / 2, "most of it was tracked while it happened"
+        assert {name: sorted(run.steps) for name, run in backend.runs.items()} == dict.fromkeys(ids, steps)
+    print(f"synced in {time.monotonic() - began_s:.0f} s: {report}")

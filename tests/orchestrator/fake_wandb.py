@@ -6,10 +6,14 @@ import gzip
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
+
+import pytest
+import wandb
 
 ENTITY = "somebody"
 HISTORY = "wandb-history.jsonl"
@@ -181,3 +185,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         pass
+
+
+@contextmanager
+def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
+    """A backend that this process takes for W&B's, and has a key for, until the block ends."""
+    backend = FakeWandb()
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", backend.url)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    try:
+        yield backend
+    finally:
+        wandb.teardown()
+        backend.close()

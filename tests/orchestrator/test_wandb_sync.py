@@ -8,14 +8,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-import wandb
 
 from orchestrator import cli, config
 from orchestrator.run_folder import RunFolder
 from orchestrator.trial import Lease, RunSpec
 from orchestrator.wandb_sync import SyncReport, sync_runs
 from orchestrator.wandb_tracking import WandbService, WandbTracking, fragments_of, is_uploaded
-from tests.orchestrator.fake_wandb import FakeWandb
+from tests.orchestrator.fake_wandb import FakeWandb, online
 
 SPEC = RunSpec(run_id="t0001-p00-s0", trial=1, prompt="a red cube", seed=0, config={"x": 1.0})
 OTHER = replace(SPEC, run_id="t0002-p00-s0", trial=2)
@@ -23,14 +22,8 @@ OTHER = replace(SPEC, run_id="t0002-p00-s0", trial=2)
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
-    backend = FakeWandb()
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", backend.url)
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    yield backend
-    wandb.teardown()
-    backend.close()
+    with online(monkeypatch) as backend:
+        yield backend
 
 
 class Sweep:
