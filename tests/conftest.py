@@ -17,6 +17,20 @@ install_import_hook("psd", "beartype.beartype(conf=beartype.BeartypeConf(is_pep4
 torch.set_num_threads(1)  # sums in another order are other numbers
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--second-chance", action="store_true",
+        help="with --last-failed: refuse if a test failed that starts no processes, since its failure is no accident",
+    )  # fmt: skip
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if session.config.getoption("--second-chance"):
+        accused = [item.nodeid for item in session.items if not {"processes", "cluster"} & item.keywords.keys()]
+        if accused:
+            raise pytest.UsageError(f"no second chance for tests that start no processes: {', '.join(accused)}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

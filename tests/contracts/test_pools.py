@@ -47,6 +47,9 @@ def _ray(setup: WorkerSetup) -> Pool:
     return RayPool(setup, num_workers=2, shape=WorkerShape(cpus=0.5))
 
 
+POOLS = [_local, pytest.param(_ray, marks=pytest.mark.processes)]
+
+
 class Bench:
     """A pool of two workers, and what its tests ask of it."""
 
@@ -94,7 +97,7 @@ class Bench:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.fixture(scope="module", params=[_local, _ray], ids=["local", "ray"])
+@pytest.fixture(scope="module", params=POOLS, ids=["local", "ray"])
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     bench = Bench(request.param, tmp_path_factory.mktemp("bench"))
     yield bench
@@ -260,7 +263,7 @@ def test_the_objective_is_built_once_per_worker(bench: Bench) -> None:
     assert bench.build_log.read_text().splitlines() == built
 
 
-@pytest.mark.parametrize("make_pool", [_local, _ray], ids=["local", "ray"])
+@pytest.mark.parametrize("make_pool", POOLS, ids=["local", "ray"])
 def test_tracking_never_stops_a_run_and_close_ends_what_is_underway(make_pool: MakePool, tmp_path: Path) -> None:
     bench = Bench(make_pool, tmp_path)
     bench.pool.close()

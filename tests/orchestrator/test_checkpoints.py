@@ -57,6 +57,7 @@ def _names(runs: Path) -> list[str]:
     return sorted(path.name for path in (runs / "run" / "checkpoints" / _lease().fence).iterdir())
 
 
+@pytest.mark.processes
 def test_a_writer_killed_at_any_boundary_leaves_the_old_checkpoint_or_the_new_one(tmp_path: Path) -> None:
     latest_steps = []
     for kill_before in range(1, 200):

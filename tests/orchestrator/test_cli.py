@@ -235,6 +235,7 @@ def test_one_object_leaves_mesh_pictures_and_scores(sweep_file: Path, capsys: py
     assert Path("outputs/a-red-cube-2/sweep.json").exists()
 
 
+@pytest.mark.processes
 @pytest.mark.timeout(600)
 def test_a_sweep_ends_with_a_table_and_goes_on_when_asked_for_more(
     sweep_file: Path, capfd: pytest.CaptureFixture[str]
@@ -296,6 +297,7 @@ def test_a_folder_whose_first_driver_was_killed_at_once_is_not_lost(sweep_file: 
     assert run("sweep", sweep_file, "--dry-run") == 0
 
 
+@pytest.mark.processes
 @pytest.mark.timeout(600)
 def test_ctrl_c_checkpoints_and_resume_goes_on(sweep_file: Path) -> None:
     command = [sys.executable, "-m", "orchestrator.cli", "run", "a red cube", *_asset_overrides()]

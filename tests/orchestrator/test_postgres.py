@@ -30,6 +30,8 @@ from orchestrator.trial import RunSpec, TrialSpec
 from orchestrator.worker import WorkerSetup
 from tests.orchestrator.postgres_server import PASSWORD, USER, Server, running_server
 
+pytestmark = pytest.mark.processes
+
 SPACE = SearchSpace(domains={"x": FloatDomain(low=0, high=6)}, conditions={})
 NUM_TRIALS = 6
 

@@ -46,6 +46,8 @@ from orchestrator.trial import (
 from orchestrator.worker import WorkerSetup
 from orchestrator.worker_process import Wear
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module", autouse=True)
 def two_cpus() -> Iterator[None]:

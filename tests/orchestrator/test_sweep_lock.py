@@ -40,6 +40,7 @@ def test_a_second_driver_is_told_who_the_first_is(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
 
 
+@pytest.mark.processes
 def test_a_killed_drivers_lock_is_free_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _HOLDER, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:

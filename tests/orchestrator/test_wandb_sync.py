@@ -16,6 +16,8 @@ from orchestrator.wandb_sync import SyncReport, sync_runs
 from orchestrator.wandb_tracking import WandbService, WandbTracking, fragments_of, is_uploaded
 from tests.orchestrator.fake_wandb import FakeWandb, online
 
+pytestmark = pytest.mark.processes
+
 SPEC = RunSpec(run_id="t0001-p00-s0", trial=1, prompt="a red cube", seed=0, config={"x": 1.0})
 OTHER = replace(SPEC, run_id="t0002-p00-s0", trial=2)
 

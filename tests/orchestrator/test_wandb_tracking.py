@@ -32,6 +32,8 @@ from orchestrator.wandb_tracking import (
 )
 from tests.orchestrator.fake_wandb import FakeWandb
 
+pytestmark = pytest.mark.processes
+
 SPEC = RunSpec(run_id="t0001-p00-s0", trial=1, prompt="a red cube", seed=0, config={"scene": {"resolution": 40}})
 KEY = "1234567890abcdef" * 2 + "12345678"
 
