@@ -230,7 +230,7 @@ def test_idle_workers_are_given_back_and_a_new_wish_is_made(
     clock.advance(pool.LOOK_EVERY_S)
     _until(made, lambda _: made.num_idle == 1, "nobody is idle: there may be work for more")
     assert len(_wish()) == 3
-    made.close()
+    made.close(timeout_s=0.0)
     ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False)
     assert _wish() == [], "what outlives the sweep would keep the nodes for ever"
     ray.shutdown()

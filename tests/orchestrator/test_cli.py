@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 
 from orchestrator import cli, config, sweep_lock
-from orchestrator.cli.display import LiveDisplay, SweepView
+from orchestrator.cli.display import LineDisplay, LiveDisplay, SweepView
 from orchestrator.cli.sweep import typed
 from orchestrator.clock import ManualClock
 from orchestrator.driver import RunLeased, TrialCompleted, TrialFailed, TrialStarted
@@ -344,6 +344,17 @@ def test_a_narrow_terminal_cuts_prompts_and_settings_alone(width: int) -> None:
         display.tick()
     row = [line for line in file.getvalue().splitlines() if "t0001-p00-s0" in line][-1]
     assert all(cell in row for cell in ("110/120", "16.31", "-12.34", "a red", "…"))
+
+
+def test_a_log_tells_of_a_ctrl_c_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    view = SweepView(name="s", goals=[JUDGE], num_trials=4, runs_per_trial=1, records=[], clock=ManualClock())
+    display = LineDisplay(view, Console())
+    display.tick()
+    view.stopping = True
+    display.tick()
+    display.tick()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith(" 0/4 trials · saving checkpoints, Ctrl-C again to stop at once")
 
 
 def test_a_lost_run_is_told_to_go_on() -> None:
