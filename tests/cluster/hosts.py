@@ -22,6 +22,14 @@ SUBNET = "10.213.77"
 USER = "ubuntu"  # as in cluster/local.yaml
 TOOLS = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "unshare", "pgrep")
 
+_SPACES = ("--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc")
+_PROBE = """
+set -e
+ip link add psd-probe type bridge
+ip link add psd-left type veth peer name psd-right
+hostname probe
+mount --bind /etc/passwd /etc/passwd
+"""
 _SSHD_CONFIG = """\
 Port 22
 HostKey {folder}/host_key
@@ -45,8 +53,8 @@ def why_not() -> str | None:
         return (
             f"{', '.join(missing)} not installed; apt-get install iproute2 openssh-server openssh-client procps rsync"
         )
-    probe = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False)
-    return None if probe.returncode == 0 else f"no namespaces here: {probe.stderr.decode().strip()}"
+    probe = subprocess.run(["unshare", *_SPACES, "--net", "sh", "-c", _PROBE], capture_output=True, check=False)
+    return None if probe.returncode == 0 else f"no namespaces or bridges here: {probe.stderr.decode().strip()}"
 
 
 @dataclass
@@ -162,10 +170,9 @@ class Hosts:
         (folder / "sshd_config").write_text(_SSHD_CONFIG.format(folder=folder))
         (folder / "passwd").write_text(_passwd(folder / "home"))
         (folder / "start.sh").write_text(self._start_script(name, folder))
-        words = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
         with (folder / "sshd.log").open("wb") as log:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", name, *words, "sh", str(folder / "start.sh")],
+                ["ip", "netns", "exec", name, "unshare", *_SPACES, "sh", str(folder / "start.sh")],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
             )  # fmt: skip
