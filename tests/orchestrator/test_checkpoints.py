@@ -6,12 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from orchestrator.checkpoints import DirectoryCheckpoints, step_of
 from orchestrator.trial import Lease, RunSpec
 
 # Kills itself right before the n-th operation on the store's files, as a SIGKILL would: nothing is cleaned up.
 _WRITER = """
 import os, pathlib, sys
+import pytest
+
 from orchestrator.checkpoints import DirectoryCheckpoints
 from orchestrator.trial import Lease, RunSpec
 
