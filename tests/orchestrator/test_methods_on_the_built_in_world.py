@@ -1,4 +1,4 @@
-"""Every method, and every variant of the ablations that ship, on the built-in world's own models: they run and resume."""
+"""Every method, and every variant of the ablations, on the built-in world's own models: they run and resume."""
 
 from __future__ import annotations
 
