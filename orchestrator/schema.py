@@ -179,7 +179,8 @@ def _parse_scalar(hint: type, value: object, key: str) -> object:
 
 def _parse_tuple(arguments: Sequence[Any], value: object, key: str) -> tuple[Any, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ConfigError(key, f"must be a list; got {_shown(value)}")
+        example = "" if value is None or isinstance(value, Mapping) else f", as [{value}]"
+        raise ConfigError(key, f"must be a list{example}; got {_shown(value)}")
     if arguments[-1] is not Ellipsis and len(value) != len(arguments):
         raise ConfigError(key, f"must be a list of {len(arguments)} values; got {_shown(value)}")
     hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from orchestrator.config.composition import parse_overrides
+from orchestrator.config.composition import CONF, parse_overrides
 from orchestrator.config.space import check_start, parse_space
 from orchestrator.config.sweep import VARIANT, Sweep, SweepConfig
 from orchestrator.errors import UserError
@@ -32,7 +32,7 @@ def _check(plain: dict[str, Any], source: str) -> Sweep:
     sweep_keys = [item.name for item in fields(SweepConfig)]
     for key in plain:
         if key not in sweep_keys and key not in EXPERIMENT_KEYS:
-            raise unknown_key(key, key, [*sweep_keys, *EXPERIMENT_KEYS])
+            raise _misplaced(key, plain) or unknown_key(key, key, [*sweep_keys, *EXPERIMENT_KEYS])
     config = parse(SweepConfig, {key: value for key, value in plain.items() if key in sweep_keys})
     parsed = parse(ExperimentConfig, {key: value for key, value in plain.items() if key in EXPERIMENT_KEYS})
     _check_metrics(config, parsed)
@@ -50,6 +50,14 @@ def _check(plain: dict[str, Any], source: str) -> Sweep:
     if config.share_study and not (config.storage or "").startswith("postgres"):
         raise ConfigError("share_study", "needs PostgreSQL; set storage to postgresql://USER@HOST/DATABASE")
     return sweep
+
+
+def _misplaced(key: str, plain: Mapping[str, Any]) -> ConfigError | None:
+    """What to say of a root key that is known in another place."""
+    if (CONF / key).is_dir():
+        return ConfigError(key, f"is chosen in `defaults`, as [sweep, experiment: toybox, {key}: NAME, _self_]")
+    owners = [name for name, _ in leaves(plain) if name.endswith(f".{key}")]
+    return ConfigError(key, f"unknown key; did you mean {' or '.join(owners[:3])}?") if owners else None
 
 
 def _check_metrics(config: SweepConfig, parsed: ExperimentConfig) -> None:

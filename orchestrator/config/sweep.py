@@ -217,7 +217,9 @@ class Sweep:
         """How many there are to be, failed ones included."""
         if self.config.trials is not None:
             return self.config.trials
-        return len(self.space.points()) if self.walks_a_grid else DEFAULT_TRIALS
+        if self.walks_a_grid:
+            return len(self.space.points())
+        return DEFAULT_TRIALS if self.space.domains else 1  # with nothing to search, all would be the same
 
     def changes(self, params: Mapping[str, Scalar]) -> dict[str, Any]:
         """What a trial changes in the experiment, as a tree."""

@@ -224,6 +224,11 @@ def test_a_mistake_in_a_variant_is_told(tmp_path: Path, search: dict[str, Any], 
         load(tmp_path, "trials=2", search={"variants": {"a": {}}})
 
 
+def test_without_anything_to_search_one_trial_is_enough(tmp_path: Path) -> None:
+    assert load(tmp_path, search={"space": {}}).num_trials == 1
+    assert load(tmp_path).num_trials == 12
+
+
 IN_2D = {"scene": {"kind": "image"}, "cameras": {"group_size": 1}}
 BAD: list[tuple[str, dict[str, Any], str]] = [
     # what is wrong, the change to the file, the line after "psd: FILE: "
@@ -233,7 +238,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("wrong type, float", {"scene": {"resolution": 40.5}}, "scene.resolution: must be a whole number; got 40.5 (float"),
     ("wrong type, bool", {"trials": True}, "trials: must be a whole number; got True (bool)"),
     ("text for a number", {"distillation": {"guidance_scale": "high"}}, "distillation.guidance_scale: must be a numbe"),
-    ("not a list", {"prompts": "a red cube"}, "prompts: must be a list; got 'a red cube' (str)"),
+    ("not a list", {"prompts": "a red cube"}, "prompts: must be a list, as [a red cube]; got 'a red cube' (str)"),
+    ("a group as a key", {"method": "dreamdpo"}, "method: is chosen in `defaults`, as [sweep, experiment: toybox, "),
+    ("a key in the wrong place", {"direction": "maximize"}, "direction: unknown key; did you mean objective.direct"),
     ("not a mapping", {"scene": 3}, "scene: must be a mapping with a `kind`; got 3 (int)"),
     ("a metric of 3D in 2D", {**IN_2D, "objective": {"metric": "fog"}}, "objective.metric: must be one of reward"),
     ("views in 2D", {"scene": {"kind": "image"}}, "cameras.group_size: must be 1 with scene.kind image"),
