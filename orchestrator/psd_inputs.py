@@ -24,7 +24,7 @@ from orchestrator.experiment_config.rewards import (
 from orchestrator.published_weights import PublishedWeights, published
 from orchestrator.schema import ConfigError
 from psd import toybox
-from psd.checkpoint_files import check_folder, check_weights, find_folder
+from psd.checkpoint_files import check_file, check_folder, check_weights, find_folder
 from psd.priors.diffusers_folder import check_prior_folder
 from psd.rewards.entry_points import find_function
 from psd.rewards.reward_folder import check_processor_folder, check_reward_folder
@@ -125,7 +125,7 @@ def _reward_checkpoints(key: str, reward: SingleRewardConfig) -> Iterator[Checkp
         has_processor = False
         yield _look_at(f"{key}.processor", reward.processor, reward_folder(reward.processor), check_processor_folder)
     if isinstance(reward, AestheticConfig):
-        yield _look_at(f"{key}.head", reward.head, Path(reward.head).expanduser(), _check_file)
+        yield _look_at(f"{key}.head", reward.head, Path(reward.head).expanduser(), check_file)
     architecture, reads_text = _ARCHITECTURES[type(reward)], not isinstance(reward, AestheticConfig)
     yield _look_at(
         f"{key}.path",
@@ -137,11 +137,6 @@ def _reward_checkpoints(key: str, reward: SingleRewardConfig) -> Iterator[Checkp
 
 def _check_function(name: str) -> None:
     find_function(name)
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
 
 
 def _check_oracle(folder: Path) -> None:

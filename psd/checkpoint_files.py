@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ Model = TypeVar("Model")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LFS_POINTER = b"version https://git-lfs"
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))  # one of these makes a tokenizer
 
 
 def find_folder(path: str) -> Path:
@@ -63,6 +65,16 @@ def check_folder(folder: Path, *, kind: str) -> None:
     raise ValueError(f"no {kind} at {folder}: there is no folder{cached} of this name")
 
 
+def check_tokenizer(folder: Path, *, kind: str) -> None:
+    """Raises:
+    ValueError: its settings or its vocabulary are missing; ``kind`` says what the folder should have been.
+    """
+    read_json(folder / "tokenizer_config.json", kind=kind)
+    if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
+        listed = ", or ".join(" with ".join(names) for names in _VOCABULARIES)
+        raise ValueError(f"{folder} is no {kind}: the tokenizer's vocabulary is missing, which is {listed}")
+
+
 def check_weights(folder: Path, filename: str) -> str | None:
     """The variant of the weights that is there: None for the plain one, ``fp16`` where only that was fetched.
 
@@ -74,14 +86,14 @@ def check_weights(folder: Path, filename: str) -> str | None:
     stem = filename.removesuffix(".safetensors")
     for variant, name in ((None, filename), ("fp16", f"{stem}.fp16.safetensors")):
         if (folder / name).is_file():
-            _check_whole(folder / name)
+            check_file(folder / name)
             return variant
         index = folder / (f"{name}.index.json" if variant is None else f"{stem}.safetensors.index.fp16.json")
         if index.is_file():
             for shard in sorted(set(read_json(index, kind="index of weights").get("weight_map", {}).values())):
                 if not (folder / str(shard)).is_file():
                     raise ValueError(f"{folder} has no whole weights: {shard} is missing; fetch it again")
-                _check_whole(folder / str(shard))
+                check_file(folder / str(shard))
             return variant
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     found = f" (there is {pickles[0]}, a pickle: save it again with safe_serialization=True)" if pickles else ""
@@ -100,15 +112,29 @@ def load_model(load: Callable[[], tuple[Model, dict[str, Any]]], folder: Path) -
     return model
 
 
+def check_file(path: Path) -> None:
+    """A published file of tensors, as far as it can be judged without reading them.
+
+    Raises:
+        ValueError: it is missing, a pointer of Git LFS, or its end is missing.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    with path.open("rb") as stream:
+        start = stream.read(len(_LFS_POINTER))
+    if start == _LFS_POINTER:
+        raise ValueError(f"{path} is a pointer of Git LFS, not the weights: run `git lfs pull` there")
+    if path.suffix == ".safetensors":
+        _check_whole(path)
+    elif not start or (start.startswith(b"PK") and not zipfile.is_zipfile(path)):  # its table of contents is the end
+        raise ValueError(f"{path} is damaged or not whole: {path.stat().st_size:,} bytes; fetch it again")
+
+
 def _check_whole(file: Path) -> None:
     """A safetensors file says in its header how long it is; a download that broke off is shorter."""
     size = file.stat().st_size
     with file.open("rb") as stream:
-        start = stream.read(len(_LFS_POINTER))
-        if start == _LFS_POINTER:
-            raise ValueError(f"{file} is a pointer of Git LFS, not the weights: run `git lfs pull` there")
-        header_size = int.from_bytes(start[:8], "little")
-        stream.seek(8)
+        header_size = int.from_bytes(stream.read(8), "little")
         expected = 8 + header_size
         if size >= expected > 8:
             try:

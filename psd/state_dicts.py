@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-_LFS_POINTER = b"version https://git-lfs"
+from psd.checkpoint_files import check_file
+
 _WRAPPERS = ("state_dict", "model", "module")  # keys under which training programs keep the model's own state
 
 
@@ -22,11 +23,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file is missing, not all there, holds more than tensors and plain values, or no tensors.
     """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    with path.open("rb") as file:
-        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise ValueError(f"{path} is a pointer of Git LFS, not the weights: run `git lfs pull` there")
+    check_file(path)
     content = _read(path)
     for name in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from psd.checkpoint_files import check_folder, check_weights, read_json
+from psd.checkpoint_files import check_folder, check_tokenizer, check_weights, read_json
 
 PriorKind = Literal["stable_diffusion", "multiview"]
 
@@ -39,7 +39,7 @@ def check_prior_folder(root: Path, kind: PriorKind) -> None:
     _check_cameras(root / "unet", unet, kind)
     _check_fit(root, unet, vae, text)
     prediction_type(root)
-    _check_tokenizer(root / "tokenizer")
+    check_tokenizer(root / "tokenizer", kind="tokenizer")
     for part, weights in _WEIGHTS.items():
         check_weights(root / part, weights)
 
@@ -103,12 +103,3 @@ def _check_fit(root: Path, unet: dict[str, Any], vae: dict[str, Any], text: dict
             f"the UNet in {root / 'unet'} attends to text of width {wanted}, the text encoder's has {width}: "
             "they are parts of different models"
         )
-
-
-def _check_tokenizer(folder: Path) -> None:
-    read_json(folder / "tokenizer_config.json", kind="tokenizer")
-    if (folder / "tokenizer.json").is_file():
-        return
-    for name in ("vocab.json", "merges.txt"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} is no tokenizer: {name} is missing, and there is no tokenizer.json instead")

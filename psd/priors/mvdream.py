@@ -55,6 +55,12 @@ def convert_mvdream(checkpoint: Path, out: Path, base: Path) -> None:
             f"{checkpoint} is no MVDream checkpoint: there is no {_UNET}{_CAMERAS}* in it, "
             f"but for example {next(iter(tensors))}"
         )
+    first = unet.get("input_blocks.1.1.proj_in.weight")
+    if first is not None and first.dim() == 4:  # a convolution, where 2.x has a linear layer
+        raise ValueError(
+            f"{checkpoint} is MVDream on Stable Diffusion 1.x, whose layers and text encoder are others; "
+            "take sd-v2.1-base-4view.pt"
+        )
     _check_schedule(tensors, checkpoint)
     _copy_part(base, out, "tokenizer")
     _save_unet(unet, out, checkpoint)
@@ -83,7 +89,10 @@ def _save_unet(tensors: dict[str, Tensor], out: Path, checkpoint: Path) -> None:
         _UNET + (f"label_emb.0.{name.removeprefix(_CAMERAS)}" if name.startswith(_CAMERAS) else name): value
         for name, value in tensors.items()
     }
-    config = unet_config(tensors)
+    try:
+        config = unet_config(tensors)
+    except (KeyError, StopIteration) as error:
+        raise ValueError(f"{checkpoint} does not fill the unet: {error or 'attn2.to_k.weight'} is missing") from None
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     _save_filled(unet, convert_ldm_unet_checkpoint(renamed, config), out / "unet", checkpoint)

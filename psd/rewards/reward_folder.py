@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from psd.checkpoint_files import check_folder, check_weights, read_json
+from psd.checkpoint_files import check_folder, check_tokenizer, check_weights, read_json
 
 _TRANSFORMERS = "a transformers folder: config.json, model.safetensors, tokenizer, preprocessor_config.json"
 _KINDS = {  # what it is called, and the layout of its folder
@@ -32,7 +32,7 @@ def check_reward_folder(root: Path, architecture: str, *, has_processor: bool = 
     if has_processor:
         read_json(root / "preprocessor_config.json", kind=kind)
         if reads_text:
-            read_json(root / "tokenizer_config.json", kind=kind)
+            check_tokenizer(root, kind=kind)
     check_weights(root, "model.safetensors")
     return found
 
@@ -43,5 +43,5 @@ def check_processor_folder(folder: Path) -> None:
     """
     check_folder(folder, kind="processor")
     kind = "processor (a folder with a tokenizer and preprocessor_config.json)"
-    for name in ("preprocessor_config.json", "tokenizer_config.json"):
-        read_json(folder / name, kind=kind)
+    read_json(folder / "preprocessor_config.json", kind=kind)
+    check_tokenizer(folder, kind=kind)

@@ -36,6 +36,7 @@ REWARD = {
     "config.json": {"architectures": ["CLIPModel"]},
     "preprocessor_config.json": {},
     "tokenizer_config.json": {},
+    "tokenizer.json": {},
 }
 _HEADER = b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
 ONE_NUMBER = len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(4)
@@ -87,7 +88,8 @@ def _rewards(prior: Path, **rewards: Any) -> ExperimentConfig:
 @pytest.mark.parametrize("file", [*REWARD])
 def test_a_reward_without_its_files_is_told(folders: tuple[Path, Path], file: str) -> None:
     (folders[1] / file).unlink()
-    with pytest.raises(ConfigError, match=f"rewards.train.path: .*reward is no CLIP reward .*: {file} is missing"):
+    what = "the tokenizer's vocabulary" if file == "tokenizer.json" else file
+    with pytest.raises(ConfigError, match=f"rewards.train.path: .*reward is no CLIP reward .*: {what} is missing"):
         check_inputs(_experiment(*map(str, folders)), ["a red cube"])
 
 

@@ -23,6 +23,7 @@ from orchestrator.psd_objective.objective import PsdObjective
 from orchestrator.trial import FailureKind, RunSpec
 from psd.distillation import negative_embedding
 from psd.priors.multiview import MultiviewPrior
+from psd.rewards.clip_preference import ClipPreferenceReward
 from psd.scenes import hash_grid, shading, voxel_grid
 from tests.psd.checkpoints import save_prior, save_reward
 
@@ -116,11 +117,23 @@ def test_numbers_that_overflow_are_told_with_term_step_and_remedy(
 
     monkeypatch.setattr(MultiviewPrior, "predict_noise", overflow)
     half = replace(spec, config={**spec.config, "prior": {**spec.config["prior"], "dtype": "float16"}})
-    with pytest.raises(FloatingPointError, match=r"is nan at step 0.*set prior.dtype=bfloat16"):
+    with pytest.raises(FloatingPointError, match=r"is nan at step 0.*set prior.dtype=bfloat16$"):
         PsdObjective().start(half, tmp_path, None).advance()
     with pytest.raises(FloatingPointError, match=r"is nan at step 0") as raised:
         PsdObjective().start(spec, tmp_path, None).advance()
     assert "bfloat16" not in str(raised.value)
+
+
+def test_a_reward_that_overflows_is_told_with_its_own_remedy(
+    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(self: ClipPreferenceReward, rgb: Tensor, prompts: list[str]) -> Tensor:
+        return torch.full((len(rgb),), math.inf)
+
+    monkeypatch.setattr(ClipPreferenceReward, "__call__", overflow)
+    rewards = {**spec.config["rewards"], "train": {**spec.config["rewards"]["train"], "dtype": "float16"}}
+    with pytest.raises(FloatingPointError, match=r"^reward is inf at step 0.*: set rewards.train.dtype=bfloat16$"):
+        PsdObjective().start(replace(spec, config={**spec.config, "rewards": rewards}), tmp_path, None).advance()
 
 
 def test_out_of_memory_names_the_settings_that_lower_it(
@@ -136,7 +149,8 @@ def test_out_of_memory_names_the_settings_that_lower_it(
         PsdObjective().start(spec, tmp_path, None).advance()
     message = str(raised.value)
     assert message.startswith("CUDA out of memory. Tried to allocate 2.00 GiB; what lowers it: ")
-    for setting in ("prior.dtype", "prior.vae_slicing", "cameras.num_groups", "cameras.height and cameras.width"):
+    models = ("prior.dtype=bfloat16 (float32 now)", "rewards.train.dtype=bfloat16", "rewards.judge.dtype=bfloat16")
+    for setting in (*models, "prior.vae_slicing", "cameras.num_groups", "cameras.height and cameras.width"):
         assert setting in message
     assert classify(raised.value).kind is FailureKind.OUT_OF_MEMORY
 

@@ -118,6 +118,22 @@ def test_half_a_checkpoint(published: PublishedMvdream, base: Path, tmp_path: Pa
         convert_mvdream(_save(state, tmp_path), tmp_path / "out", base)
 
 
+def test_mvdream_on_stable_diffusion_1_is_refused(published: PublishedMvdream, base: Path, tmp_path: Path) -> None:
+    """`sd-v1.5-4view.pt`, which lies beside the right file: its projections are convolutions."""
+    state = {
+        name: value[..., None, None] if name.endswith(("proj_in.weight", "proj_out.weight")) else value
+        for name, value in published.state_dict().items()
+    }
+    with pytest.raises(ValueError, match=r"is MVDream on Stable Diffusion 1.x, .* others; take sd-v2.1-base-4view.pt"):
+        convert_mvdream(_save(state, tmp_path), tmp_path / "out", base)
+
+
+def test_a_unet_without_its_first_blocks(published: PublishedMvdream, base: Path, tmp_path: Path) -> None:
+    state = {name: value for name, value in published.state_dict().items() if "input_blocks.1." not in name}
+    with pytest.raises(ValueError, match=r"does not fill the unet: .*input_blocks.1.0.out_layers.3.bias.* is missing"):
+        convert_mvdream(_save(state, tmp_path), tmp_path / "out", base)
+
+
 def test_another_noise_schedule(published: PublishedMvdream, base: Path, tmp_path: Path) -> None:
     state = published.state_dict() | {"alphas_cumprod": torch.linspace(1, 0, 1000)}
     with pytest.raises(ValueError, match="another noise schedule"):

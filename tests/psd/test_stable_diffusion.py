@@ -164,7 +164,10 @@ def test_another_kind_of_model(broken: Path, file: str, changes: dict[str, Any],
     ("file", "message"),
     [
         ("tokenizer_config.json", r"tokenizer is no tokenizer: tokenizer_config.json is missing"),
-        ("tokenizer.json", r"is no tokenizer: vocab.json is missing, and there is no tokenizer.json instead"),
+        (
+            "tokenizer.json",
+            r"is no tokenizer: the tokenizer's vocabulary is missing, which is tokenizer.json, or vocab.json with",
+        ),
     ],
 )
 def test_missing_tokenizer(broken: Path, file: str, message: str) -> None:
