@@ -37,7 +37,7 @@ def with_remedies(config: ExperimentConfig) -> Iterator[None]:
 
 def _dtypes(config: ExperimentConfig) -> dict[str, str]:
     """The precision of every network, by the setting that says it."""
-    found = {"prior.dtype": config.prior.dtype}
+    found: dict[str, str] = {"prior.dtype": config.prior.dtype}
     for name, reward in config.rewards.items():
         for key, single in single_rewards(reward, f"rewards.{name}").items():
             if not isinstance(single, FunctionConfig):

@@ -91,8 +91,8 @@ def _save_unet(tensors: dict[str, Tensor], out: Path, checkpoint: Path) -> None:
     }
     try:
         config = unet_config(tensors)
-    except (KeyError, StopIteration) as error:
-        raise ValueError(f"{checkpoint} does not fill the unet: {error or 'attn2.to_k.weight'} is missing") from None
+    except KeyError as error:
+        raise ValueError(f"{checkpoint} does not fill the unet: {error} is missing") from None
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     _save_filled(unet, convert_ldm_unet_checkpoint(renamed, config), out / "unet", checkpoint)
@@ -106,7 +106,7 @@ def unet_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     firsts = [1 + level * (per_level + 1) for level in range(num_levels)]  # each level's first block
     widths = [len(tensors[f"input_blocks.{i}.0.out_layers.3.bias"]) for i in firsts]
     attends = [f"input_blocks.{i}.1.norm.weight" in tensors for i in firsts]
-    text = next(value for name, value in tensors.items() if name.endswith("attn2.to_k.weight"))
+    text = tensors["middle_block.1.transformer_blocks.0.attn2.to_k.weight"]
     return {
         "sample_size": 32,
         "in_channels": tensors["input_blocks.0.0.weight"].shape[1],
