@@ -155,6 +155,12 @@ class CameraSampler:
         fov, scale = sum(self.fov_deg) / 2 * fill, sum(self.distance_scale) / 2 * fill
         return self._orbit(azimuth, elevation_deg * fill, fov, scale, group_size=size)
 
+    def framing(self, radius: float) -> CameraSampler:
+        """The same views, from so far that a sphere of this radius around the origin is inside of every picture."""
+        low, high = self.distance_scale
+        scale = radius / math.cos(math.radians(self.fov_deg[1]) / 2)
+        return replace(self, distance_scale=(max(low, scale), max(high, scale)))
+
     def _orbit(self, azimuth: Tensor, elevation: Tensor, fov: Tensor, scale: Tensor, group_size: int) -> Cameras:
         return Cameras.orbit(
             azimuth_deg=azimuth.flatten(),

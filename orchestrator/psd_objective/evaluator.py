@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from psd.scenes.backgrounds import Background
 from psd.scenes.base import Field, Render, Scene
 from psd.scenes.files import save_scene
 from psd.scenes.image import ImageScene
+from psd.scenes.volume_rendering import SCENE_RADIUS
 from psd.toybox.oracle import Oracle
 
 TURNTABLE_FRAMES = 24
@@ -27,6 +29,7 @@ SCENE_FILE = "scene.safetensors"
 class Evaluator:
     """Judges a scene from held-out views, and makes the pictures and the mesh that people look at.
 
+    The pictures are taken from a little farther away than the views that are judged, so that nothing is cut off.
     A 2D scene looks the same from everywhere: it is judged by one view, and saved as a picture.
     """
 
@@ -42,10 +45,9 @@ class Evaluator:
     ) -> None:
         self._prompt = prompt
         self._cameras = held_out_cameras(sampler, config.num_views).to(device)
-        size = config.picture_size
-        self._picture_cameras = self._cameras.at_resolution(size, size)
-        self._turntable = turntable(sampler, TURNTABLE_FRAMES, sum(sampler.elevation_deg) / 2).to(device)
-        self._turntable = self._turntable.at_resolution(size, size)
+        shown = replace(sampler.framing(SCENE_RADIUS), height=config.picture_size, width=config.picture_size)
+        self._picture_cameras = held_out_cameras(shown, config.num_views).to(device)
+        self._turntable = turntable(shown, TURNTABLE_FRAMES, sum(shown.elevation_deg) / 2).to(device)
         self._rewards = rewards
         self._oracle = oracle
         self._output = output

@@ -261,6 +261,13 @@ class TestHeldOutViews:
         with pytest.raises(ValueError, match="positive multiple of the group size 4"):
             self.sampler.evenly(num_views, 15.0)
 
+    def test_framing_steps_back_until_the_sphere_is_in_every_picture(self):
+        framing = self.sampler.framing(1.15)
+        for cameras in (framing.evenly(4, 15.0), framing(torch.Generator().manual_seed(0))):
+            angle = torch.asin(1.15 / cameras.c2w[:, :3, 3].norm(dim=-1))
+            assert (angle <= torch.deg2rad(cameras.fov_deg) / 2 + 1e-6).all()
+        assert framing.framing(1.0) == framing  # near enough already
+
     def test_turntable_is_one_turn_of_single_views(self):
         cameras = turntable(self.sampler, num_frames=6, elevation_deg=20.0)
         assert degrees_apart(cameras.azimuth_deg, torch.arange(6) * 60.0).max() < 1e-3
