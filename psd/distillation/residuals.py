@@ -100,14 +100,22 @@ class NoiseWeight(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseResidual:
+class _NoiseDifference:
+    """What residuals share that are a difference of noises."""
+
+    guidance_scale: Schedule = Constant(7.5)
+    noise_weight: NoiseWeight = NoiseWeight.VARIANCE
+
+    def weight(self, schedule: NoiseSchedule, t: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
+        return self.noise_weight(schedule, t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseResidual(_NoiseDifference):
     """Guided noise prediction minus the noise that was added.
 
     Score distillation sampling (DreamFusion, arXiv 2209.14988, equation 3).
     """
-
-    guidance_scale: Schedule = Constant(7.5)
-    noise_weight: NoiseWeight = NoiseWeight.VARIANCE
 
     needs_null = False
     needs_learned_score = False
@@ -118,19 +126,13 @@ class NoiseResidual:
         guided = guide(predictions.positive, predictions.negative, self.guidance_scale(step))
         return _against(candidates.noise, guided, predictions, candidates, schedule)
 
-    def weight(self, schedule: NoiseSchedule, t: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
-        return self.noise_weight(schedule, t)
-
 
 @dataclass(frozen=True, kw_only=True)
-class VariationalResidual:
+class VariationalResidual(_NoiseDifference):
     """Guided noise prediction minus that of a score which is learned from the renders as they come.
 
     Variational score distillation (ProlificDreamer, arXiv 2305.16213, equation 9), for one scene.
     """
-
-    guidance_scale: Schedule = Constant(7.5)
-    noise_weight: NoiseWeight = NoiseWeight.VARIANCE
 
     needs_null = False
     needs_learned_score = True
@@ -142,21 +144,16 @@ class VariationalResidual:
         guided = guide(predictions.positive, predictions.negative, self.guidance_scale(step))
         return _against(predictions.learned, guided, predictions, candidates, schedule)
 
-    def weight(self, schedule: NoiseSchedule, t: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
-        return self.noise_weight(schedule, t)
-
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierResidual:
+class ClassifierResidual(_NoiseDifference):
     """The classifier part of guidance alone: the prompt's prediction minus a mixture of no prompt's and the negative's.
 
     ``eps(y) - (1 - u) eps() - u eps(n)`` with ``u`` the negative weight. Classifier score distillation (arXiv
     2310.19415). ``guidance_scale`` is for the estimates that rewards look at, and for those only.
     """
 
-    guidance_scale: Schedule = Constant(7.5)
     negative_weight: Schedule = Constant(1.0)
-    noise_weight: NoiseWeight = NoiseWeight.VARIANCE
 
     needs_learned_score = False
 
@@ -175,9 +172,6 @@ class ClassifierResidual:
         delta = predictions.positive - reference
         guided = guide(predictions.positive, negative, self.guidance_scale(step))
         return Residuals(delta, delta, reference, candidates.denoised(guided, schedule))
-
-    def weight(self, schedule: NoiseSchedule, t: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
-        return self.noise_weight(schedule, t)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ under `model.diffusion_model.`, the autoencoder under `first_stage_model.`, Open
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, con
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from psd.checkpoint_files import write_json
 from psd.open_clip import text_config, text_state
 from psd.priors.base import NoiseSchedule
 from psd.priors.diffusers_folder import CAMERA_DIM
@@ -73,8 +73,8 @@ def convert_mvdream(checkpoint: Path, out: Path, base: Path) -> None:
         _save_text_encoder(text, out, checkpoint)
     else:
         _copy_part(base, out, "text_encoder")
-    _write_json(out / "scheduler" / "scheduler_config.json", _SCHEDULER)
-    _write_json(out / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
+    write_json(out / "scheduler" / "scheduler_config.json", _SCHEDULER)
+    write_json(out / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
 
 
 def _check_schedule(tensors: Mapping[str, Tensor], checkpoint: Path) -> None:
@@ -173,8 +173,3 @@ def _copy_part(base: Path, out: Path, part: str) -> None:
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)})
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=2) + "\n")

@@ -5,11 +5,9 @@ ImageReward and Reward3D were published with BLIP's own code. Here they are tran
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +19,7 @@ from transformers.models.blip.configuration_blip import BlipTextConfig, BlipVisi
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from psd.checkpoint_files import read_json
+from psd.checkpoint_files import read_json, write_json
 from psd.rewards.preprocessing import Preprocessing
 from psd.rewards.prompt_tokens import PromptTokens
 from psd.rewards.reward_folder import check_reward_folder
@@ -142,9 +140,9 @@ def convert_blip(
         "vision_config": vision_config.to_diff_dict(),
         "text_config": text_config.to_diff_dict(),
     }
-    _write_json(out / "config.json", config)
+    write_json(out / "config.json", config)
     preprocessing = Preprocessing(image_size=int(vision_config.image_size))
-    _write_json(out / "preprocessor_config.json", preprocessing.to_json())
+    write_json(out / "preprocessor_config.json", preprocessing.to_json())
     words.save_pretrained(out)
 
 
@@ -184,7 +182,3 @@ def _text_config(tensors: dict[str, Tensor], vision_width: int) -> BlipTextConfi
         layer_norm_eps=_TEXT_EPS,
         is_decoder=True,  # in transformers, what gives its layers cross-attention
     )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
+from psd.checkpoint_files import write_json
 from psd.open_clip import num_layers, text_config, text_state, tower_state
 from psd.rewards.preprocessing import Preprocessing
 from psd.state_dicts import read_state_dict, take
@@ -51,7 +51,7 @@ def convert_hpsv2(checkpoint: Path, out: Path, tokenizer: Path) -> None:
     model.save_pretrained(out)
     words.save_pretrained(out)
     preprocessing = Preprocessing(image_size=config.vision_config.image_size)
-    (out / "preprocessor_config.json").write_text(json.dumps(preprocessing.to_json(), indent=2) + "\n")
+    write_json(out / "preprocessor_config.json", preprocessing.to_json())
 
 
 def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
