@@ -50,7 +50,7 @@ if [ "$venv" = "$psd/venv" ]; then
     fi
 elif ! "$venv/bin/python" -c \
     'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, ("diffusers", "optuna", "ray", "wandb"))))'; then
-    echo "psd: PSD_VENV=$venv lacks what psd needs; install it there: pip install -c constraints.txt psd-sweeps" >&2
+    echo "psd: PSD_VENV=$venv lacks what psd needs; install it there: pip install -c $repository/constraints.txt -e $repository" >&2
     exit 1
 fi
 

@@ -12,6 +12,7 @@ from orchestrator.config.composition import CONF, compose, parse_overrides
 from orchestrator.config.output import read_record
 from orchestrator.config.sweep import CHANGEABLE, Sweep
 from orchestrator.errors import UserError
+from orchestrator.schema import did_you_mean
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -62,8 +63,9 @@ def load_output(output: Path, overrides: Sequence[str] = ()) -> Sweep:
     for key, value in changes.items():
         root = key.split(".")[0]
         if root not in CHANGEABLE or root == "output":
-            allowed = ", ".join(name for name in CHANGEABLE if name != "output")
-            raise UserError(f"cannot change on resume; only {allowed} can", file="command line", key=key)
+            allowed = [name for name in CHANGEABLE if name != "output"]
+            guess = did_you_mean(root, allowed) or f"; only {', '.join(allowed)} can"
+            raise UserError(f"cannot change on resume{guess}", file="command line", key=key)
         if not _assign(plain, key, value):
             raise UserError("unknown key", file="command line", key=key)
     return checked({**plain, "output": str(output)}, overrides, str(file))
