@@ -90,7 +90,7 @@ class Bench:
     def tracked(self, lease: Lease) -> list[dict[str, Any]]:
         """What the tracker was told to its end, which comes a little after the run's."""
         path = self.runs / lease.spec.run_id / "tracked.jsonl"
-        deadline_s = time.monotonic() + 10.0
+        deadline_s = time.monotonic() + 60.0
         while not path.exists() or '"exit_code"' not in path.read_text().splitlines()[-1]:
             assert time.monotonic() < deadline_s, "the tracker was not closed"
             time.sleep(0.01)

@@ -141,8 +141,8 @@ def _until_end(pool: Pool, lease: Lease) -> list[Event]:
 def test_a_worker_that_hangs_is_ended_and_its_run_goes_on_elsewhere(tmp_path: Path, kind: str) -> None:
     """A process that is stopped is alive to Ray; one that sleeps even answers when it is asked."""
     setup = _setup(tmp_path, partial(FakeObjective, tmp_path / "built"))
-    pool = RayPool(setup, num_workers=1, deadlines=Deadlines(hung_after_s=3.0, loading_timeout_s=90.0))
-    lease = _lease(fault={"kind": kind, "at_step": 12, "seconds": 600.0, "beats": False})
+    pool = RayPool(setup, num_workers=1, deadlines=Deadlines(hung_after_s=3.0, loading_timeout_s=600.0))
+    lease = _lease(fault={"kind": kind, "at_step": 12, "seconds": 3600.0, "beats": False})
     try:
         began_s = time.monotonic()
         failed = _until_end(pool, lease)[-1]
@@ -150,7 +150,7 @@ def test_a_worker_that_hangs_is_ended_and_its_run_goes_on_elsewhere(tmp_path: Pa
         assert failed.failure.kind is FailureKind.HUNG
         assert "the worker hung: no sign of life for" in failed.failure.message
         assert failed.failure.node
-        assert time.monotonic() - began_s < 85.0, "the deadline of work, not of loading"
+        assert time.monotonic() - began_s < 300.0, "the deadline of work, not of loading"
         location = setup.checkpoints.latest("run")
         finished = _until_end(pool, replace(lease, attempt=1, resume_from=location))[-1]
         assert isinstance(finished, RunFinished)
