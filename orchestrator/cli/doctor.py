@@ -61,7 +61,9 @@ def _packages() -> Finding:
         except PackageNotFoundError:
             missing.append(name)
     if missing:
-        return Finding(subject="packages", text=f"missing: {', '.join(missing)}; pip install -c constraints.txt -e .", ok=False)
+        return Finding(
+            subject="packages", text=f"missing: {', '.join(missing)}; pip install -c constraints.txt -e .", ok=False
+        )
     return Finding(subject="packages", text=", ".join(found))
 
 
