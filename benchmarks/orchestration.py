@@ -28,7 +28,9 @@ from benchmarks.orchestration_pieces import (
     Measurement,
     Piece,
     measure_memory,
+    measure_optuna,
     measure_ours,
+    measure_pruned_reports,
     measure_ray_reports,
     measure_reports,
     measure_tune,
@@ -54,7 +56,9 @@ def pieces() -> list[Piece]:
     return [
         *compared,
         Piece(name="memory-10000", arguments=(10_000, 2), measure=measure_memory),
+        Piece(name="optuna-10000", arguments=(10_000,), measure=measure_optuna),
         Piece(name="reports-1000", arguments=(1000, 20.0), measure=measure_reports),
+        Piece(name="pruned-1000-10", arguments=(1000, 20.0, 10), measure=measure_pruned_reports),
         Piece(name="ray-reports-4", arguments=(4, 10.0), measure=measure_ray_reports),
     ]
 

@@ -20,6 +20,7 @@ from orchestrator.failure import FailurePolicy
 from orchestrator.goals import Goal
 from orchestrator.objective import Progress
 from orchestrator.pool import Pool
+from orchestrator.pruning import MedianPruning, Watch
 from orchestrator.search_space import FloatDomain, SearchSpace
 from orchestrator.study import Study, Suggestion
 from orchestrator.testing import MemoryStudy
@@ -113,12 +114,13 @@ class _Sweep:
             checkpoint_every=10**9,
         )
 
-    def driver(self, study: Study, pool: Pool) -> SweepDriver:
+    def driver(self, study: Study, pool: Pool, watch: Watch | None = None) -> SweepDriver:
         return SweepDriver(
             study=study,
             pool=pool,
             planner=self.plan,
             goals=[Goal(name=METRIC, metric=METRIC)],
+            watch=watch,
             runs=self.setup.runs,
             checkpoints=self.setup.checkpoints,
             failure_policy=FailurePolicy(),
@@ -201,6 +203,12 @@ def measure_tune(folder: Path, num_trials: int, trial_s: float, slots: int) -> V
             time.sleep(self._params["trial_s"])
             return {"score": score(self._params), "began_s": began_s, "ended_s": time.time(), "done": True}
 
+        def save_checkpoint(self, checkpoint_dir: str) -> None:  # without it Tune fails each trial at its end
+            pass
+
+        def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+            pass
+
     _init_ray(slots)
     search = OptunaSearch(
         metric="score",
@@ -219,12 +227,15 @@ def measure_tune(folder: Path, num_trials: int, trial_s: float, slots: int) -> V
             max_concurrent_trials=slots,
             reuse_actors=True,
         ),
-        run_config=tune.RunConfig(storage_path=str(folder), verbose=0),
+        run_config=tune.RunConfig(
+            storage_path=str(folder), verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)
+        ),
     )
     results = tuner.fit()
     returned_s, cpu_s = time.time(), time.process_time() - cpu_before_s
     rows = [result.metrics for result in results if result.metrics]
     assert len(rows) == num_trials, f"{len(rows)} of {num_trials} trials have results"
+    assert not results.errors, results.errors[0]
     return {
         **_times([(row["began_s"], row["ended_s"]) for row in rows], trial_s, slots, called_s, returned_s),
         "driver_cpu_ms_per_trial": 1000 * cpu_s / num_trials,
@@ -280,6 +291,25 @@ def measure_memory(folder: Path, num_trials: int, num_workers: int) -> Values:
     return values
 
 
+def measure_optuna(folder: Path, num_trials: int) -> Values:
+    """As many trials of Optuna alone, in memory: asked for, sampled at random and told, and nothing else."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), direction="maximize")
+    values: Values = {}
+    due, last_cpu_s = num_trials // 10, time.process_time()
+    for number in range(1, num_trials + 1):
+        trial = study.ask()
+        study.tell(trial, score({name: trial.suggest_float(name, 0.0, 1.0) for name in NAMES}))
+        if number >= due:
+            cpu_s = time.process_time()
+            values[f"rss_mb_{due}"] = _rss_mb()
+            values[f"cpu_ms_per_trial_{due}"] = 1000 * (cpu_s - last_cpu_s) / (num_trials // 10)
+            due, last_cpu_s = due + num_trials // 10, cpu_s
+    return values
+
+
 class FinishingPool:
     """Workers that finish a run as soon as they are asked, without processes."""
 
@@ -314,10 +344,13 @@ def _rss_mb() -> float:
 
 
 class ReportingPool:
-    """Workers that report once a second, each at its own moment, without processes and without end."""
+    """Workers that report once a second, each at its own moment, without processes and without end.
 
-    def __init__(self, num_workers: int) -> None:
-        self._num_workers = num_workers
+    Every so many reports of a worker have the metric that it is judged by, ``METRIC``; they began at different times.
+    """
+
+    def __init__(self, num_workers: int, evaluate_every: int = 1) -> None:
+        self._num_workers, self._evaluate_every = num_workers, evaluate_every
         self._leases: list[Lease] = []
         self._began_s = time.monotonic()
         self._num_told = 0
@@ -336,7 +369,7 @@ class ReportingPool:
         num_due = int((time.monotonic() - self._began_s) * self._num_workers) if not self.num_idle else 0
         told = range(self._num_told, num_due)
         self._num_told = num_due
-        return [self._report(self._leases[i % self._num_workers], 1 + i // self._num_workers) for i in told]
+        return [self._report(*divmod(i, self._num_workers)) for i in told]
 
     def cancel(self, lease: Lease) -> None:
         pass
@@ -347,23 +380,52 @@ class ReportingPool:
     def close(self) -> None:
         pass
 
-    def _report(self, lease: Lease, step: int) -> RunProgressed:
-        metrics = {METRIC: math.sin(step), "train/loss": 1.0, "train/reward": 2.0, "train/step": float(step)}
-        return RunProgressed(lease=lease, step=step, num_steps=10**6, metrics=metrics)
+    def _report(self, second: int, worker: int) -> RunProgressed:
+        step = 1 + second + worker % self._evaluate_every
+        metrics = {"train/loss": 1.0, "train/reward": 2.0, "train/step": float(step)}
+        if step % self._evaluate_every == 0:
+            metrics[METRIC] = 2.0 + math.sin(step)
+        return RunProgressed(lease=self._leases[worker], step=step, num_steps=10**6, metrics=metrics)
 
 
 def measure_reports(folder: Path, num_workers: int, seconds: float) -> Values:
     """The driver's share of a core while so many workers report once a second each, and that of the fake workers."""
-    sweep = _Sweep(folder, num_workers, 1.0)
+    study = MemoryStudy(lambda number: dict.fromkeys(NAMES, 0.5))
+    return _measure_reports(folder, study, ReportingPool(num_workers), seconds)
+
+
+def measure_pruned_reports(folder: Path, num_workers: int, seconds: float, evaluate_every: int) -> Values:
+    """The same with a median pruner that compares each evaluation with those of 200 trials; it prunes none."""
+    import optuna
+
+    from orchestrator.optuna_study import OptunaStudy, Sampling
+
+    study = OptunaStudy(
+        name="bench",
+        storage_url=_storage(folder),
+        space=SPACE,
+        sampling=Sampling(kind="random"),
+        pruning=MedianPruning(),
+    )
+    curve = {step: math.sin(step) for step in range(evaluate_every, 20 * evaluate_every, evaluate_every)}
+    for _ in range(200):
+        study._study.add_trial(optuna.trial.create_trial(value=0.0, intermediate_values=curve))
+    pool = ReportingPool(num_workers, evaluate_every)
+    return _measure_reports(folder, study, pool, seconds, Watch(curve_metric=METRIC))
+
+
+def _measure_reports(
+    folder: Path, study: Study, pool: ReportingPool, seconds: float, watch: Watch | None = None
+) -> Values:
+    sweep = _Sweep(folder, 10**6, 1.0)
     num_reports = itertools.count()
 
     def on_event(event: SweepEvent) -> None:
         if isinstance(event, RunProgressed):
             next(num_reports)
 
-    pool = ReportingPool(num_workers)
     sweep.on_event = on_event  # type: ignore[method-assign]
-    driver = sweep.driver(MemoryStudy(lambda number: dict.fromkeys(NAMES, 0.5)), pool)
+    driver = sweep.driver(study, pool, watch)
     while pool.num_idle:
         driver.step()
     began_s, cpu_s, before = time.monotonic(), time.process_time(), next(num_reports)
@@ -378,6 +440,7 @@ def measure_reports(folder: Path, num_workers: int, seconds: float) -> Values:
         "reports_per_s": (next(num_reports) - before - 1) / took_s,
         "core_share": cpu_s / took_s,
         "core_share_of_fakes": alone,
+        "num_untold": len(driver._to_tell),
     }
 
 
