@@ -55,6 +55,8 @@ def pieces() -> list[Piece]:
     ]
     return [
         *compared,
+        # With twice as many trials at once as slots, half of them wait, so that Tune keeps more actors to reuse.
+        Piece(name="tune_ahead-1000x0.1s-16", arguments=(1000, 0.1, 16, 32), measure=measure_tune),
         Piece(name="memory-10000", arguments=(10_000, 2), measure=measure_memory),
         Piece(name="optuna-10000", arguments=(10_000,), measure=measure_optuna),
         Piece(name="reports-1000", arguments=(1000, 20.0), measure=measure_reports),

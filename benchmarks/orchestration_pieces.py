@@ -183,7 +183,9 @@ def measure_ours(folder: Path, num_trials: int, trial_s: float, slots: int) -> V
     }
 
 
-def measure_tune(folder: Path, num_trials: int, trial_s: float, slots: int) -> Values:
+def measure_tune(
+    folder: Path, num_trials: int, trial_s: float, slots: int, max_concurrent_trials: int | None = None
+) -> Values:
     """Ray Tune at its quickest: actors reused, no loggers, no output, the study in memory."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     from optuna.samplers import TPESampler
@@ -224,7 +226,7 @@ def measure_tune(folder: Path, num_trials: int, trial_s: float, slots: int) -> V
             mode="max",
             num_samples=num_trials,
             search_alg=search,
-            max_concurrent_trials=slots,
+            max_concurrent_trials=max_concurrent_trials or slots,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(

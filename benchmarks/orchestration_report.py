@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -67,16 +67,19 @@ def _pairs(measured: Measured) -> dict[str, tuple[Measurement, Measurement]]:
     return {size: (measured[f"ours-{size}"], measured[f"tune-{size}"]) for size in sizes if f"tune-{size}" in measured}
 
 
+_SYSTEMS = {"ours": "psd", "tune": "Ray Tune", "tune_ahead": "Ray Tune, 2 trials a slot"}
+
+
 def _comparison(measured: Measured) -> str:
     rows = []
     for name, measurement in measured.items():
-        if not name.startswith(("ours-", "tune-")):
+        if not name.startswith(("ours-", "tune")):
             continue
         system, size, slots = name.split("-")
         values = measurement["values"]
         rows.append(
             [
-                {"ours": "psd", "tune": "Ray Tune"}[system],
+                _SYSTEMS[system],
                 size.replace("x", " x "),
                 slots,
                 f"{values['ideal_s']:.1f}",
@@ -105,6 +108,7 @@ def _memory(measured: Measured) -> str:
         return ""
     measurement = measured["memory-10000"]
     values = measurement["values"]
+    alone = measured["optuna-10000"]["values"] if "optuna-10000" in measured else {}
     counts = sorted(int(name.rsplit("_", 1)[1]) for name in values if name.startswith("rss_mb_"))
     rows = [
         [
@@ -112,23 +116,33 @@ def _memory(measured: Measured) -> str:
             f"{values[f'rss_mb_{count}']:.0f}",
             f"{values[f'cpu_ms_per_trial_{count}']:.1f}",
             f"{values[f'ms_per_trial_{count}']:.1f}",
+            f"{alone[f'rss_mb_{count}']:.0f}" if alone else "",
+            f"{alone[f'cpu_ms_per_trial_{count}']:.1f}" if alone else "",
         ]
         for count in counts
     ]
+    header = ["trials", "memory MB", "CPU ms a trial", "wall ms a trial", "Optuna alone: memory MB", "CPU ms a trial"]
     return f"""## Ten thousand trials
-Trials that fake workers finish at once, sampled at random; the driver's process, without Ray. Commit, time, load:
-{", ".join(_origin(measurement))}.
+Trials that fake workers finish at once, sampled at random; the driver's process, without Ray. Beside it the same trials
+of Optuna alone, in memory and without a file. Commit, time, load: {", ".join(_origin(measurement))}.
 
-{_table(["trials", "memory MB", "CPU ms a trial", "wall ms a trial"], rows)}"""
+{_table(header, rows)}"""
+
+
+_FAKE_WORKERS = {
+    "reports-1000": "1,000 fake workers",
+    "pruned-1000-10": "1,000 fake workers, every tenth report an evaluation, with a median pruner over 200 trials",
+}
 
 
 def _reports(measured: Measured) -> str:
     rows = []
-    if "reports-1000" in measured:
-        measurement = measured["reports-1000"]
-        values = measurement["values"]
-        share = f"{values['core_share']:.1%} of a core, of which the fake workers {values['core_share_of_fakes']:.1%}"
-        rows.append(["1,000 fake workers", f"{values['reports_per_s']:.0f}", share, *_origin(measurement)])
+    for name, workers in _FAKE_WORKERS.items():
+        if name in measured:
+            values = measured[name]["values"]
+            fakes = f"of which the fake workers {values['core_share_of_fakes']:.1%}"
+            share = f"{values['core_share']:.1%} of a core, {fakes}"
+            rows.append([workers, f"{values['reports_per_s']:.0f}", share, *_origin(measured[name])])
     if "ray-reports-4" in measured:
         measurement = measured["ray-reports-4"]
         values = measurement["values"]
@@ -153,19 +167,28 @@ def _goals(measured: Measured) -> str:
         if name.startswith("ours-"):
             p50_ms = measurement["values"]["handover_p50_ms"]
             rows.append([f"hand-over p50 at most 50 ms: {name[5:]}", f"{p50_ms:.0f} ms", _met(p50_ms <= 50)])
-    if "reports-1000" in measured:
-        values = measured["reports-1000"]["values"]
-        share = values["core_share"] - values["core_share_of_fakes"]
-        rows.append(["at most 10 % of a core at 1,000 reports a second", f"{share:.1%}", _met(share <= 0.1)])
+    for name, what in (("reports-1000", ""), ("pruned-1000-10", ", with a pruner")):
+        if name in measured:
+            values = measured[name]["values"]
+            share = values["core_share"] - values["core_share_of_fakes"]
+            rows.append([f"at most 10 % of a core at 1,000 reports a second{what}", f"{share:.1%}", _met(share <= 0.1)])
     if "memory-10000" in measured:
         values = measured["memory-10000"]["values"]
-        growth_kb = 1024 * (values["rss_mb_10000"] - values["rss_mb_5000"]) / 5000
-        rows.append(
-            ["memory flat over 10,000 trials", f"{growth_kb:.1f} kB a trial, from 5,000 on", _met(growth_kb < 1)]
-        )
+        first_ms, last_ms = values["cpu_ms_per_trial_1000"], values["cpu_ms_per_trial_10000"]
+        said = f"{first_ms:.1f} ms at first, {last_ms:.1f} ms in the end"
+        rows.append(["CPU a trial flat over 10,000 trials", said, _met(last_ms <= 1.2 * first_ms)])
+        growth_kb = _growth_kb(values)
+        said = f"{growth_kb:.1f} kB a trial, from 5,000 on"
+        if "optuna-10000" in measured:
+            said += f"; Optuna alone {_growth_kb(measured['optuna-10000']['values']):.1f}"
+        rows.append(["memory flat over 10,000 trials", said, _met(growth_kb < 1)])
     return f"""## Goals
 
 {_table(["goal", "measured", "met"], rows)}"""
+
+
+def _growth_kb(values: Mapping[str, float]) -> float:
+    return 1024 * (values["rss_mb_10000"] - values["rss_mb_5000"]) / 5000
 
 
 def _met(is_met: bool) -> str:

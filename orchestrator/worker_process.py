@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,9 +50,11 @@ class WorkerProcess:
 
     Args:
         probe: the name of a file that the driver has put beside its runs: who sees it sees the driver's disk.
+        env: environment variables, set before the objective loads the libraries that read them.
     """
 
-    def __init__(self, setup: WorkerSetup, wear: Wear, probe: str) -> None:
+    def __init__(self, setup: WorkerSetup, wear: Wear, probe: str, env: Mapping[str, str] | None = None) -> None:
+        os.environ.update(env or {})
         self._carried: CarriedCheckpoints | None = None
         self._sender: Sender | None = None
         if not (setup.runs / probe).exists():

@@ -74,14 +74,14 @@ class OptunaStudy:
         self._token: str | None = None
         self._distributions = {key: _distribution(domain) for key, domain in space.domains.items()}
         self._backend = None if storage_url is None else open_storage(storage_url)
+        self._storage = optuna.storages.get_storage(self._backend)  # with a cache where it is a database
         self._study = optuna.create_study(
             study_name=name,
-            storage=self._backend,
+            storage=self._storage,
             directions=list(directions),
             pruner=make_pruner(pruning or NoPruning(), num_steps=num_steps),
             load_if_exists=True,
         )
-        self._storage = self._study._storage  # what create_study made of it: with a cache where it is a database
         self._id = self._storage.get_study_id_from_name(name)
         if [direction.name.lower() for direction in self._study.directions] != list(directions):
             theirs = ", ".join(direction.name.lower() for direction in self._study.directions)

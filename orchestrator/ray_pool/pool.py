@@ -80,8 +80,8 @@ class RayPool:
         most_useful: an upper bound in any case: there will not be more runs than this at a time.
         deadlines: after which a worker that gives no sign of life is ended; its run goes elsewhere.
         wear: after which a worker is replaced by a fresh one.
-        worker_env: environment of the actors' processes. ``OMP_NUM_THREADS`` is the worker's CPUs if not given
-            here, since Ray would set it to 1.
+        worker_env: environment of the actors' processes, which start anew for it; without it those are used that Ray
+            has ready. ``OMP_NUM_THREADS`` is the worker's CPUs if not given here, since Ray would set it to 1.
         address: of a running cluster, ``"auto"`` for the one that this machine belongs to.
 
     Raises:
@@ -168,9 +168,8 @@ class RayPool:
         if self._elastic and self._clock.now_s >= self._next_look_s:
             self._follow_the_cluster()
         calls = [slot.call for slot in self._slots if slot.call is not None]
-        if not calls:
-            if not self._slots:
-                time.sleep(min(timeout_s, LOOK_EVERY_S))
+        if not calls:  # nothing is under way: all runs wait for their next attempt, for the study, or for a worker
+            time.sleep(timeout_s)
             return ()
         ready, _ = ray.wait(calls, num_returns=1, timeout=timeout_s)
         if ready:
@@ -433,8 +432,8 @@ class RayPool:
             resources=amounts,
             max_restarts=0,
             scheduling_strategy=cluster.on_node(node),
-            runtime_env={"env_vars": {**env, **self._worker_env}},
-        ).remote(self._setup, self._wear, self._probe.name)
+            runtime_env={"env_vars": dict(self._worker_env)} if self._worker_env else None,
+        ).remote(self._setup, self._wear, self._probe.name, {**env, **self._worker_env})
         # In a pool of fixed size Ray may queue a lease until the worker is up; a cluster's worker may never come up.
         call = actor.__ray_ready__.remote() if self._elastic else None
         pulse = actor.pulse.options(concurrency_group=_PULSE).remote()  # tells its process's number

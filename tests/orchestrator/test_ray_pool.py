@@ -190,6 +190,9 @@ def test_a_pool_that_is_resized_checkpoints_what_it_has_no_worker_for(tmp_path: 
     pool = RayPool(setup, num_workers=2)
     try:
         specs = [RunSpec(run_id=name, trial=0, prompt="p", seed=0, config=config) for name in ("a", "b")]
+        began_s = time.monotonic()
+        assert pool.poll(0.2) == ()
+        assert time.monotonic() - began_s >= 0.2, "a driver with nothing to do would spin"
         for spec in specs:
             pool.submit(Lease(spec=spec))
         heard: set[str] = set()
