@@ -109,8 +109,9 @@ def load_model(load: Callable[[], tuple[Model, dict[str, Any]]], folder: Path) -
     """Runs a ``from_pretrained`` with loading info; a checkpoint that does not fill the whole model is an error."""
     try:
         model, info = load()
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split("\n")[:2])
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        lines = " ".join(" ".join(str(error).split("\n")[:2]).split())
+        reason = re.split(r"\. (?=[A-Z])", lines)[0]  # the rest is advice to who calls from_pretrained
         raise ValueError(f"the weights in {folder} cannot be read: {reason}") from error
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"the weights in {folder} lack {len(missing)} of the model's parameters, such as {missing[0]}")

@@ -224,7 +224,7 @@ def _load_diffusers(model_class: type[Model], root: Path, part: Literal["unet", 
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            low_cpu_mem_usage=False,
+            low_cpu_mem_usage=True,  # no random weights first
             torch_dtype=dtype,
         ),
         root / part,
