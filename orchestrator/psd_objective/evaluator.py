@@ -16,7 +16,7 @@ from psd.export import contact_sheet, field_to_mesh, save_image, save_mesh, save
 from psd.optimization import Optimization
 from psd.rewards.base import Reward
 from psd.scenes.backgrounds import Background
-from psd.scenes.base import Field, Render, Scene
+from psd.scenes.base import Field, Render, Scene, render_still
 from psd.scenes.files import save_scene
 from psd.scenes.image import ImageScene
 from psd.scenes.volume_rendering import SCENE_RADIUS
@@ -58,26 +58,22 @@ class Evaluator:
         scene, background = optimization.scene, optimization.background
         num_views = 1 if scene.num_dimensions == 2 else len(self._cameras)
         cameras = self._cameras[:num_views]
-        scene.eval()
-        try:
-            render = _render(scene, background, cameras)
-            scores = mean_rewards(render, self._prompt, self._rewards)
-            held_out = [score for name, score in scores.items() if name != "eval/reward"]
-            if held_out:  # what optimising the train reward gained on it and not on the others
-                scores["eval/gap"] = scores["eval/reward"] - sum(held_out) / len(held_out)
-            if self._oracle is not None:
-                verdict = self._oracle.judge(render.rgb, self._prompt)
-                scores |= {f"eval/{name}": share for name, share in verdict.items()}
-            files = {"contact_sheet": self._save_contact_sheet(scene, background, num_views)}
-            field = scene.field()
-            beat()
-            if final and field is not None:
-                scores |= geometry_scores(render, cameras, field)
-            if final:
-                save_scene(scene, self._output / SCENE_FILE)
-                files |= self._save_asset(scene, background, field)
-        finally:
-            scene.train()
+        render = _render(scene, background, cameras)
+        scores = mean_rewards(render, self._prompt, self._rewards)
+        held_out = [score for name, score in scores.items() if name != "eval/reward"]
+        if held_out:  # what optimising the train reward gained on it and not on the others
+            scores["eval/gap"] = scores["eval/reward"] - sum(held_out) / len(held_out)
+        if self._oracle is not None:
+            verdict = self._oracle.judge(render.rgb, self._prompt)
+            scores |= {f"eval/{name}": share for name, share in verdict.items()}
+        files = {"contact_sheet": self._save_contact_sheet(scene, background, num_views)}
+        field = scene.field()
+        beat()
+        if final and field is not None:
+            scores |= geometry_scores(render, cameras, field)
+        if final:
+            save_scene(scene, self._output / SCENE_FILE)
+            files |= self._save_asset(scene, background, field)
         return scores, files
 
     def _save_contact_sheet(self, scene: Scene, background: Background, num_views: int) -> Path:
@@ -113,4 +109,4 @@ class Evaluator:
 
 def _render(scene: Scene, background: Background, cameras: Cameras) -> Render:
     beat()
-    return scene.render(cameras, background.fixed(cameras).rgb)
+    return render_still(scene, cameras, background.fixed(cameras).rgb)
