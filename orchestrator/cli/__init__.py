@@ -105,7 +105,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_commands(commands)
 
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and not words[0].startswith("-") and words[0] not in commands.choices:
+    if not words:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    if not words[0].startswith("-") and words[0] not in commands.choices:
         parser.error(f"there is no command {words[0]!r}{_meant(words[0], commands.choices)}")
     arguments, rest = parser.parse_known_args(words)
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):

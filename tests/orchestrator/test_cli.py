@@ -167,6 +167,7 @@ def test_options_may_stand_anywhere(order: tuple[int, ...], monkeypatch: pytest.
         ),
         (["status", "outputs", "trials=3"], "psd status: error: unrecognized arguments: trials=3\n"),
         (["sweep"], "psd sweep: error: the following arguments are required: FILE\n"),
+        ([], "psd sweep sweeps/cfg_scale.yaml "),
         (["swep", "tiny.yaml"], "there is no command 'swep'; did you mean sweep?"),
         (["zebra"], "there is no command 'zebra'; psd --help lists them"),
         (["tiny.yaml"], "there is no command 'tiny.yaml'; did you mean: psd sweep tiny.yaml"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import types
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
+from orchestrator import cli
 from orchestrator.config import CONF, SweepConfig
 from orchestrator.experiment_config.experiment import ExperimentConfig
 from orchestrator.experiment_config.rewards import EnsembleMemberConfig, RewardConfig
@@ -22,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "sweep-files.md"
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 ROW = re.compile(r"\| `([\w.]+)` \| (.+?) \| .*")
+COMMAND = re.compile(r"[# ]*(psd (?:sweep|run) .+)")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 # What conf/sweep.yaml, or the file's name, gives where the dataclass asks for a value.
 GIVEN = {"name": "the file's name", "output": "`outputs/${name}`"}
@@ -85,6 +88,24 @@ def documented() -> dict[str, str]:
             assert row[1] not in found, f"{row[1]} stands there twice"
             found[row[1]] = row[2]
     return found
+
+
+def commands() -> list[str]:
+    """What the pages and the sweep files say to type, but for lines with a placeholder."""
+    lines = [line for page in [*PAGES, *(ROOT / "sweeps").rglob("*.yaml")] for line in page.read_text().splitlines()]
+    found = dict.fromkeys(match[1] for line in lines if (match := COMMAND.fullmatch(line)))
+    return [command for command in found if not re.search(r" [A-Z]{4,}", command)]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_that_are_written_down_are_right(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command, comments=True)[1:]
+    status = cli.main([*words, f"output={tmp_path / 'out'}", "--dry-run"])
+    needs = "prior.path: no Stable Diffusion" if "experiment=image2d" in words else "there is no 'mine'"
+    assert status == 0 or needs in capsys.readouterr().err
 
 
 def test_the_reference_lists_every_setting_with_its_default() -> None:
