@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,10 @@ from tests.psd.checkpoints import save_prior, save_reward
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 NUM_STEPS = 2  # the first may set things up
-LIT = VoxelGridConfig(
-    resolution=8, coarse_resolution=4, num_samples=8, sparsity=Constant(1.0), opacity_entropy=Constant(1.0),
-    orientation=Constant(1.0), smoothness=1.0, shading=Shading(start_step=0, probability=1.0),
+PLAIN = VoxelGridConfig(resolution=8, coarse_resolution=4, num_samples=8)
+LIT = replace(
+    PLAIN, sparsity=Constant(1.0), opacity_entropy=Constant(1.0), orientation=Constant(1.0), smoothness=1.0,
+    shading=Shading(start_step=0, probability=1.0),
 )  # fmt: skip
 
 Make = Callable[[Prior, Reward], Distillation]
@@ -85,8 +87,8 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
-    save_prior(root / "multiview")
-    save_prior(root / "single", cameras=False)
+    save_prior(root / "multiview", channels=(16,))
+    save_prior(root / "single", channels=(16,), cameras=False)
     save_reward(root / "reward")
     return root
 
@@ -122,7 +124,7 @@ def optimize(
 ) -> None:
     in_2d = scene is not None and scene.num_dimensions == 2
     optimization = Optimization(
-        scene=(scene or VoxelGrid(LIT)).to(device),
+        scene=(scene or VoxelGrid(PLAIN)).to(device),
         background=(background or FlatBackground({"red": 0.9, "blue": 0.1})).to(device),
         cameras=CameraSampler(height=20, width=20, group_size=1 if in_2d else 4),
         distillation=make(prior, reward).to(device),
@@ -176,8 +178,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_learned_background(prior: Prior, reward: Reward, device: str) -> None:
-    optimize(prior, reward, device, background=LearnedBackground())
+def test_light_losses_and_a_learned_background(prior: Prior, reward: Reward, device: str) -> None:
+    optimize(prior, reward, device, scene=VoxelGrid(LIT), background=LearnedBackground())
 
 
 def test_picture(prior: Prior, reward: Reward, device: str) -> None:
