@@ -28,6 +28,14 @@ _UNET, _AUTOENCODER, _TEXT = "model.diffusion_model.", "first_stage_model.", "co
 _CAMERAS = "camera_embed."
 _HEAD_WIDTH = 64  # of Stable Diffusion 2.x; the weights do not say it
 _SCALING_FACTOR = 0.18215
+_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
 _SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
@@ -74,7 +82,7 @@ def convert_mvdream(checkpoint: Path, out: Path, base: Path) -> None:
     else:
         _copy_part(base, out, "text_encoder")
     write_json(out / "scheduler" / "scheduler_config.json", _SCHEDULER)
-    write_json(out / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
+    write_json(out / "model_index.json", _INDEX)
 
 
 def _check_schedule(tensors: Mapping[str, Tensor], checkpoint: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from torch import Tensor
 
 from psd.cameras import CameraSampler
@@ -69,6 +70,14 @@ def test_text_encoder(published: PublishedMvdream, prior: MultiviewPrior) -> Non
     tokens = make_tokenizer()(["red cube"], padding="max_length", max_length=16, return_tensors="pt").input_ids
     expected = published.cond_stage_model.model(tokens)
     torch.testing.assert_close(prior.embed(["red cube"]), expected, atol=1e-5, rtol=0)
+
+
+def test_diffusers_loads_the_folder_as_a_pipeline(converted: Path) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(
+        converted, safety_checker=None, feature_extractor=None, requires_safety_checker=False, local_files_only=True
+    )
+    assert isinstance(pipeline, StableDiffusionPipeline)
+    assert pipeline.unet.config.class_embed_type == "projection"
 
 
 def _save(state: dict[str, Tensor], folder: Path) -> Path:
