@@ -134,3 +134,9 @@ def test_links_lead_somewhere_and_lines_are_short(page: Path) -> None:
         return  # written by a benchmark
     prose = [line for line in text.splitlines() if not line.startswith("|") and "](http" not in line]
     assert [line for line in prose if len(line) > 120] == []
+
+
+def test_decisions_are_numbered_once_and_named_by_their_number() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [page.name[:4] for page in pages] == [f"{number:04d}" for number in range(1, len(pages) + 1)]
+    assert [page for page in pages if not page.read_text().startswith(f"# {page.name[:4]}: ")] == []
