@@ -66,8 +66,9 @@ def check_folder(folder: Path, *, kind: str) -> None:
         return
     if folder.exists():
         raise ValueError(f"no {kind} at {folder}: it is a file; `psd convert` makes folders of some published files")
-    cached = " and in the Hugging Face cache no model" if _HUB_ID.fullmatch(str(folder)) else ""
-    raise ValueError(f"no {kind} at {folder}: there is no folder{cached} of this name")
+    may_be_cached = _HUB_ID.fullmatch(str(folder)) is not None
+    fact = "neither a folder nor a model of the Hugging Face cache" if may_be_cached else "no such folder"
+    raise ValueError(f"no {kind} at {folder}: {fact}")
 
 
 def check_tokenizer(folder: Path, *, kind: str) -> None:

@@ -119,9 +119,7 @@ def test_members_heads_and_processors_are_looked_at_too(folders: tuple[Path, Pat
         check_inputs(
             _rewards(folders[0], train={"kind": "ensemble", "members": {"nice": {"reward": aesthetic}}}), ["a red cube"]
         )
-    with pytest.raises(
-        ConfigError, match=r"rewards.train.processor: no processor at .*nowhere: there is no folder of this name$"
-    ):
+    with pytest.raises(ConfigError, match=r"rewards.train.processor: no processor at .*nowhere: no such folder$"):
         check_inputs(_rewards(folders[0], train={**clip, "processor": str(tmp_path / "nowhere")}), ["a red cube"])
 
 
@@ -141,7 +139,7 @@ def test_published_rewards_come_with_the_commands_that_fetch_them(folders: tuple
 
 
 def test_a_folder_that_is_not_there_is_told(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"prior.path: .*nowhere: there is no folder of this name"):
+    with pytest.raises(ConfigError, match=r"prior.path: .*nowhere: no such folder"):
         check_inputs(_experiment(str(tmp_path / "nowhere"), str(folders[1])), ["a red cube"])
 
 

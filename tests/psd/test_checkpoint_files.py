@@ -63,7 +63,7 @@ def test_an_id_is_found_in_the_hugging_face_cache(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     assert find_folder("someone/model") == Path("someone/model")
-    with pytest.raises(ValueError, match="there is no folder and in the Hugging Face cache no model of this name"):
+    with pytest.raises(ValueError, match="neither a folder nor a model of the Hugging Face cache"):
         check_folder(find_folder("someone/model"), kind="prior")
 
     repository = tmp_path / "cache" / "models--someone--model"

@@ -76,7 +76,7 @@ def test_missing_weights_and_folder(broken: Path, tmp_path: Path) -> None:
     (broken / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"reward has no weights: model\.safetensors is missing"):
         ClipPreferenceReward.from_pretrained(broken)
-    with pytest.raises(ValueError, match="nowhere: there is no folder of this name"):
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
         ClipPreferenceReward.from_pretrained(tmp_path / "nowhere")
 
 

@@ -233,7 +233,7 @@ class TestMultiview:
 
 class TestBrokenFolders:
     def test_missing_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"no multi-view prior.*nowhere: there is no folder of this name"):
+        with pytest.raises(ValueError, match=r"no multi-view prior.*nowhere: no such folder"):
             MultiviewPrior.from_pretrained(tmp_path / "nowhere")
 
     def test_folder_of_something_else(self, tmp_path: Path) -> None:
