@@ -60,7 +60,8 @@ def pieces() -> list[Piece]:
         Piece(name="memory-10000", arguments=(10_000, 2), measure=measure_memory),
         Piece(name="optuna-10000", arguments=(10_000,), measure=measure_optuna),
         Piece(name="reports-1000", arguments=(1000, 20.0), measure=measure_reports),
-        Piece(name="pruned-1000-10", arguments=(1000, 20.0, 10), measure=measure_pruned_reports),
+        Piece(name="pruned-1000-10", arguments=(1000, 20.0, 10), measure=measure_pruned_reports),  # as in image2d
+        Piece(name="pruned-1000-40", arguments=(1000, 20.0, 40), measure=measure_pruned_reports),  # as in mvdream
         Piece(name="ray-reports-4", arguments=(4, 10.0), measure=measure_ray_reports),
     ]
 
