@@ -206,13 +206,17 @@ class RayPool:
         RunStopped, and go on elsewhere.
         """
         nodes = self._with_gpu_memory(cluster.alive_nodes())
-        self._limit = most_useful if num_workers == "auto" else min(num_workers, most_useful)
+        useful = max(most_useful, sum(slot.lease is not None for slot in self._slots))  # what has begun is finished
+        self._limit = useful if num_workers == "auto" else min(num_workers, useful)
         if not self._elastic and self._limit > self._capacity(nodes):
             if num_workers != "auto":
                 _log.warning("there is room for %d workers, not for %d", self._capacity(nodes), self._limit)
             self._limit = max(1, self._capacity(nodes))
         for place, slot in enumerate(sorted(self._slots, key=lambda slot: slot.lease is None)):
             slot.is_leaving = place >= self._limit
+        num_leaving = sum(slot.is_leaving for slot in self._slots)
+        if num_leaving:
+            _log.warning("%d fewer workers, as soon as their runs are checkpointed", num_leaving)
         for slot in [slot for slot in self._slots if slot.is_leaving and slot.lease is None]:
             self._let_go(slot)
         self._grow([node for node in nodes if self._is_trusted(node, self._clock.now_s)])

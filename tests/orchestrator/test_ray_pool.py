@@ -209,12 +209,11 @@ def test_a_pool_that_is_resized_checkpoints_what_it_has_no_worker_for(tmp_path: 
         pool.resize(5, 10)  # as many as there is room for
         assert (pool.num_workers, pool.num_idle) == (2, 1)
         pool.submit(Lease(spec=stopped.lease.spec, attempt=1, resume_from=checkpoint))
-        while True:
-            again = _next(pool, RunProgressed)
-            if again.lease.spec.run_id == left:
-                break
+        again = _next(pool, RunProgressed, left)
         assert again.step == stopped.step + 5
-        pool.resize("auto", 1)
+        pool.resize("auto", 1)  # what has begun is finished
+        assert pool.num_workers == 2
+        pool.resize(1, 1)
         assert _next(pool, RunStopped).lease.spec.run_id in ("a", "b")
         assert pool.num_workers == 1
     finally:
@@ -224,12 +223,12 @@ def test_a_pool_that_is_resized_checkpoints_what_it_has_no_worker_for(tmp_path: 
 EventKind = TypeVar("EventKind", bound=Event)
 
 
-def _next(pool: RayPool, kind: type[EventKind]) -> EventKind:
-    """The next event of a kind; one of the others is passed over."""
+def _next(pool: RayPool, kind: type[EventKind], run_id: str | None = None) -> EventKind:
+    """The next event of a kind, of that run if one is named; others are passed over."""
     while True:
         for event in pool.poll(1.0):
             assert not isinstance(event, RunFailed), event
-            if isinstance(event, kind):
+            if isinstance(event, kind) and run_id in (None, event.lease.spec.run_id):
                 return event
 
 
