@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -33,6 +35,7 @@ from benchmarks.comparison import (
 from benchmarks.paired import Pair
 
 READING = "## Reading"
+OUTLYING = 5.0
 LEGEND = """\
 Each cell: the mean difference to the baseline over pairs (same prompt, same seed), its 95 % confidence interval
 (paired t), and in how many pairs it is better / worse. ▲ better and ▼ worse: the interval over the pairs and the one
@@ -202,7 +205,7 @@ def differences_table(report: Report) -> list[list[object]]:
 
 def figure(report: Report) -> Figure:
     """A row of panels for each comparison, a panel for each measure in which runs differ: every pair a tick, the mean
-    with its interval.
+    with its interval. A variant that lies far beyond all others is an arrow with its mean.
     """
     measures = [measure for measure in report.measures if _differs(report, measure)] or list(report.measures)[:1]
     heights = [max(len(report.rows(comparison)) + 1.5, 4) for comparison in report.compared]
@@ -213,10 +216,10 @@ def figure(report: Report) -> Figure:
         rows = report.rows(comparison)
         for measure, panel in zip(measures, row, strict=True):
             panel.set_title(f"{measure.name} ({'→' if measure.higher_is_better else '←'} better)", fontsize=9)
-            for height, found in enumerate(rows):
-                for finding in found:
-                    if finding.measure == measure:
-                        _draw(panel, report.results, finding, height)
+            shown = {height: item for height, found in enumerate(rows) for item in found if item.measure == measure}
+            reach = _reach([_ticks(report.results, finding) for finding in shown.values()])
+            for height, finding in shown.items():
+                _draw(panel, _ticks(report.results, finding), finding, height, reach)
             panel.axvline(0, color="black", linewidth=0.6)
             panel.xaxis.set_major_locator(MaxNLocator(nbins=4))
             panel.tick_params(labelsize=8)
@@ -225,8 +228,8 @@ def figure(report: Report) -> Figure:
         row[0].set_ylabel(f"minus {comparison.baseline}", fontsize=9)
     level = [measure.name for measure in report.measures if measure not in measures]
     canvas.supxlabel(
-        "Tick: a pair. Dot and bar: the mean and its 95 % interval; blue better, orange worse, grey not told apart."
-        + (f" Level everywhere, not shown: {', '.join(level)}." if level else ""),
+        "Tick: a pair. Dot and bar: the mean and its 95 % interval; arrow: a mean far outside. Blue better, "
+        "orange worse, grey not told apart." + (f" Level everywhere, not shown: {', '.join(level)}." if level else ""),
         fontsize=8,
     )
     return canvas
@@ -242,12 +245,29 @@ def _differs(report: Report, measure: Measure) -> bool:
     )
 
 
-def _draw(panel: Axes, results: Results, finding: Finding, height: int) -> None:
-    ticks = list(_changes(results, finding.variant, finding.comparison.baseline, finding.measure.key).values())
-    panel.plot(ticks, [height + 0.25] * len(ticks), "|", color="black", alpha=0.5, markersize=4)  # beside the interval
+def _ticks(results: Results, finding: Finding) -> list[float]:
+    return list(_changes(results, finding.variant, finding.comparison.baseline, finding.measure.key).values())
+
+
+def _reach(rows: Sequence[Sequence[float]]) -> float:
+    """How far from zero a panel goes: as far as its widest row, but for rows beyond OUTLYING times the median row."""
+    extents = [max(map(abs, row)) for row in rows if any(row)]
+    return max((extent for extent in extents if extent <= OUTLYING * median(extents)), default=math.inf)
+
+
+def _draw(panel: Axes, ticks: Sequence[float], finding: Finding, height: int, reach: float) -> None:
     estimate = finding.difference.over_pairs
     clear = finding.difference.is_clear
     color = "tab:gray" if not clear else "tab:blue" if finding.difference.is_better else "tab:orange"
+    if abs(estimate.mean) > reach:
+        left = estimate.mean < 0
+        text = f"◀ {_signed(estimate.mean)}" if left else f"{_signed(estimate.mean)} ▶"
+        place: dict[str, Any] = {"x": 0.02, "ha": "left"} if left else {"x": 0.98, "ha": "right"}
+        panel.text(
+            y=height, s=text, transform=panel.get_yaxis_transform(), color=color, fontsize=8, va="center", **place
+        )
+        return
+    panel.plot(ticks, [height + 0.25] * len(ticks), "|", color="black", alpha=0.5, markersize=4)  # beside the interval
     if math.isfinite(estimate.low):
         panel.plot([estimate.low, estimate.high], [height, height], color=color, linewidth=2)
     panel.plot([estimate.mean], [height], "o", color=color, markersize=4)

@@ -293,6 +293,15 @@ def test_the_figure_names_what_is_level_everywhere():
     assert canvas.get_supxlabel().endswith("Level everywhere, not shown: fog.")
 
 
+def test_the_figure_keeps_its_scale_beside_a_variant_far_outside():
+    far, near = replace(PSD, name="far"), replace(PSD, name="near")
+    found = outcomes(SDS, a0={"judge": 5}) + outcomes(PSD, a0={"judge": 6}) + outcomes(near, a0={"judge": 4})
+    found += outcomes(far, a0={"judge": -35})
+    [panel] = figure(make_report("", "", [SDS, PSD, near, far], [JUDGE], results(found), "sds")).axes
+    assert [text.get_text() for text in panel.texts] == ["◀ -40.000"]
+    assert min(min(line.get_xdata()) for line in panel.lines) == -1
+
+
 def test_the_terminal_shows_the_same_numbers(small):
     console = Console(file=io.StringIO(), width=80)
     print_report(make_report("", "", [SDS, TWICE, PSD], [JUDGE, FOG], small, "sds"), console)
