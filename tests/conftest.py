@@ -16,16 +16,26 @@ from jaxtyping import install_import_hook
 install_import_hook("psd", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 torch.set_num_threads(1)  # sums in another order are other numbers
 
+EXIT_STATUS = "psd/exit_status"  # in pytest's cache: how the last session ended
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--second-chance", action="store_true",
-        help="with --last-failed: refuse if a test failed that starts no processes, since its failure is no accident",
+        help="with --last-failed: refuse unless the last session ran all of its tests, and those that failed start "
+        "processes, since any other failure is no accident",
     )  # fmt: skip
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if hasattr(session.config, "cache"):  # not with -p no:cacheprovider
+        session.config.cache.set(EXIT_STATUS, int(exitstatus))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.getoption("--second-chance"):
+        if session.config.cache.get(EXIT_STATUS, None) != pytest.ExitCode.TESTS_FAILED:
+            raise pytest.UsageError("no second chance: the last session did not end with all tests run and some failed")
         accused = [item.nodeid for item in session.items if not {"processes", "cluster"} & item.keywords.keys()]
         if accused:
             raise pytest.UsageError(f"no second chance for tests that start no processes: {', '.join(accused)}")
