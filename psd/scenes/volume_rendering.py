@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from nerfacc import OccGridEstimator
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from psd.cameras import Cameras
 from psd.scenes.base import Field, Render
@@ -29,7 +30,7 @@ from psd.scenes.shading import Light
 SCENE_RADIUS = 1.15
 MIN_RELATIVE_WEIGHT = 0.05  # of the heaviest sample of the ray; lighter samples are not asked for a colour,
 MIN_ABSOLUTE_WEIGHT = 2e-3  # nor are those below this, unless the ray has no heavier one
-MAX_RAYS_AT_ONCE = 16384  # bounds memory for large pictures
+MAX_RAYS_AT_ONCE = 16384  # of larger pictures, no more rays' samples are in memory; the backward pass repeats them
 NORMAL_SPACING = 0.02  # half the distance over which the density is compared: about a hundredth of the scene
 NEGLIGIBLE_GRADIENT = 0.1  # of the density: normals are shorter than 1 where it is about this small
 
@@ -60,13 +61,17 @@ def render_field(
     if generator is not None:
         drawn = torch.rand(len(origins), generator=generator, device=generator.device)
         offsets = drawn.to(origins, non_blocking=True)
-    looks = []
-    for start in range(0, len(origins), MAX_RAYS_AT_ONCE):
-        some = slice(start, start + MAX_RAYS_AT_ONCE)
+
+    def seen_along(some: slice) -> Float[Tensor, "n 5"] | Float[Tensor, "n 9"]:
         rays = _Rays(origins[some], directions[some], near[some], far[some], view[some])
         march = _march(field, rays, None if offsets is None else offsets[some], num_samples, occupancy)
-        looks.append(_look(field, rays, march, light, normals or light is not None))
-    seen = torch.cat(looks)
+        return _look(field, rays, march, light, normals or light is not None)
+
+    parts = [slice(start, start + MAX_RAYS_AT_ONCE) for start in range(0, len(origins), MAX_RAYS_AT_ONCE)]
+    if len(parts) > 1 and torch.is_grad_enabled():
+        seen = torch.cat([checkpoint(seen_along, part, use_reentrant=False) for part in parts])
+    else:
+        seen = torch.cat([seen_along(part) for part in parts])
     channels = seen.unflatten(0, (views, height, width)).permute(0, 3, 1, 2)
     rgb, opacity, depth, *shape = channels.split([3, 1, 1, *([3, 1] if seen.shape[1] > 5 else [])], dim=1)
     empty = 1 - opacity

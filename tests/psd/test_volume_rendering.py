@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from psd.scenes.base import Render
+from psd.scenes.hash_grid import HashGrid, HashGridConfig
 from psd.scenes.shading import Light
 from psd.scenes.volume_rendering import SCENE_RADIUS, density_on_lattice, render_field, solid_density, sphere_bounds
 from psd.scenes.voxel_grid import VoxelGrid, VoxelGridConfig
@@ -116,6 +117,39 @@ def test_a_large_picture_is_rendered_in_pieces_without_seams(monkeypatch: pytest
     whole = render_field(Balls(), views(0.0, 30.0), WHITE, num_samples=16)
     monkeypatch.setattr("psd.scenes.volume_rendering.MAX_RAYS_AT_ONCE", 100)
     assert torch.equal(render_field(Balls(), views(0.0, 30.0), WHITE, num_samples=16).rgb, whole.rgb)
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [HashGrid(HashGridConfig(log2_table_size=10)), VoxelGrid(VoxelGridConfig(resolution=20))],
+    ids=["hash grid", "voxel grid"],
+)
+def test_a_large_picture_holds_no_sample_for_the_backward_pass(
+    scene: HashGrid | VoxelGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cameras = views(0.0, 100.0, size=20)
+
+    def render() -> tuple[int, torch.Tensor, list[torch.Tensor | None]]:
+        held: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        generator = torch.Generator().manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            rgb = render_field(scene.field(), cameras, WHITE, num_samples=16, generator=generator).rgb
+        gradients = torch.autograd.grad(rgb[:, 0].sum(), [*scene.parameters()], allow_unused=True)
+        return sum(held.values()), rgb, list(gradients)
+
+    bytes_in_one, whole, expected = render()
+    monkeypatch.setattr("psd.scenes.volume_rendering.MAX_RAYS_AT_ONCE", 100)
+    bytes_in_parts, pieces, found = render()
+    assert torch.equal(pieces, whole)
+    for name, one, other in zip(dict(scene.named_parameters()), expected, found, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4, msg=name)
+    num_rays = 2 * 20 * 20
+    assert bytes_in_parts < 200 * num_rays < bytes_in_one / 5, "what a ray ends in, not its samples"
 
 
 def test_where_nothing_is_picked_the_picture_and_its_gradient_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
