@@ -17,7 +17,7 @@ Text-to-3D by Preference Score Distillation, and sweeps over its settings.
   psd sweep sweeps/cfg_scale.yaml                   search CFG scale x preference scale on the built-in world
   psd sweep sweeps/cfg_scale.yaml --dry-run         what would run, without running it
   psd sweep sweeps/cfg_scale.yaml trials=4 'prompts=[a blue torus]'
-  psd run "a red sphere on a blue cube"           one object: mesh, turntable, contact sheet
+  psd run "a red cube on a blue cylinder"           one object: mesh, turntable, contact sheet
   psd status outputs/cfg_scale                      how far it is, while it runs or after
   psd set outputs/cfg_scale trials=80               change its budgets or workers while it runs
   psd resume outputs/cfg_scale                      go on after Ctrl-C, a crash or a reboot
@@ -138,7 +138,7 @@ def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
 
     run = commands.add_parser("run", help="make one object from a prompt", epilog=_OVERRIDES, formatter_class=raw)
-    run.add_argument("prompt", metavar="PROMPT", help='for example "a red sphere on a blue cube"')
+    run.add_argument("prompt", metavar="PROMPT", help='for example "a red cube on a blue cylinder"')
     _add_overrides(run, "for example optimization.num_steps=400 seeds=[1]")
     run.add_argument("--dry-run", action="store_true", help="print the resolved configuration, then stop")
 
