@@ -35,7 +35,7 @@ WORKER = "ray::Worker"
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1500),
     pytest.mark.skipif(why_not() is not None, reason=f"hosts in namespaces: {why_not()}"),
 ]
 
@@ -161,11 +161,11 @@ def _break_things(hosts: Hosts, sweep: Command) -> set[str]:
 
     _until(lambda: at(0)() and len(worked) == 3, "runs on all hosts", 240)
     second.kill(WORKER)
-    _until(at(1), "a result", 200)
+    _until(at(1), "a result", 400)
     third.kill("raylet/raylet")
-    _until(at(2), "a result in spite of a lost node", 200)
+    _until(at(2), "a result in spite of a lost node", 400)
     second.link("down")
-    _until(at(4), "results in spite of a cut link", 200)
+    _until(at(4), "results in spite of a cut link", 400)
     second.link("up")
     return worked
 
