@@ -19,6 +19,7 @@ Text-to-3D by Preference Score Distillation, and sweeps over its settings.
   psd sweep sweeps/cfg_scale.yaml trials=4 'prompts=[a blue torus]'
   psd run "a red cube on a blue cylinder"           one object: mesh, turntable, contact sheet
   psd status outputs/cfg_scale                      how far it is, while it runs or after
+  psd report outputs/cfg_scale                      a page with its trials, charts and renders
   psd set outputs/cfg_scale trials=80               change its budgets or workers while it runs
   psd resume outputs/cfg_scale                      go on after Ctrl-C, a crash or a reboot
   psd cluster check sweeps/cfg_scale.yaml           do the nodes of a cluster have what it takes?
@@ -64,6 +65,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from orchestrator.cli.status import status_command
 
             return status_command(arguments.output)
+        case "report":
+            from orchestrator.cli.report import report_command
+
+            return report_command(arguments.output)
         case "set":
             from orchestrator.cli.live import set_command
 
@@ -148,6 +153,9 @@ def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
     status = commands.add_parser("status", help="how far a sweep is, and its best so far")
     status.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="for example outputs/cfg_scale")
+
+    report = commands.add_parser("report", help="make the page of a sweep: trials, charts and renders")
+    report.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="for example outputs/cfg_scale")
 
     live = commands.add_parser("set", help="change the budgets or the workers of a sweep while it runs")
     live.add_argument(

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from orchestrator import config
 from orchestrator.cli.display import LINE_EVERY_S
-from orchestrator.cli.sweep import INTERRUPTED, Interrupt, check, hold, print_plan, shown, typed, worker_setup
+from orchestrator.cli.outcome import shown, typed
+from orchestrator.cli.sweep import INTERRUPTED, Interrupt, check, hold, print_plan, worker_setup
 from orchestrator.config import Sweep
 from orchestrator.errors import UserError
 from orchestrator.local_pool import LocalPool

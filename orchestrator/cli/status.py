@@ -9,8 +9,8 @@ from rich.console import Console
 
 from orchestrator import config
 from orchestrator.cli.asset import show_asset
+from orchestrator.cli.outcome import other_metrics, typed, where_to_look
 from orchestrator.cli.search import read_records
-from orchestrator.cli.sweep import other_metrics, typed, where_to_look
 from orchestrator.report.tables import best_rows, format_params, format_value, terminal_table, trial_rows
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import Suggestion, TrialRecord

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +19,7 @@ from orchestrator.budget import Spent
 from orchestrator.checkpoints import CheckpointStore, DirectoryCheckpoints, FsspecCheckpoints
 from orchestrator.cli.display import Display, SweepView, choose_display
 from orchestrator.cli.live import LiveSettings, make_budget
+from orchestrator.cli.outcome import best_command, other_metrics, typed, where_to_look
 from orchestrator.cli.search import open_study, patiently, watch
 from orchestrator.clock import SystemClock
 from orchestrator.config import Sweep
@@ -378,7 +377,9 @@ def _greet(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> No
 
 
 def conclude(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> None:
-    """The table of trials, the best settings, and where to look; also trials.csv and best.yaml."""
+    """The table of trials, the best settings, and where to look; also trials.csv, best.yaml and report.html."""
+    from orchestrator.cli.report import write_report  # with plotly
+
     settings = sweep.config
     rows = trial_rows(records, sweep.goals)
     durable.write_text(sweep.output / "trials.csv", trials_csv(rows))
@@ -389,45 +390,10 @@ def conclude(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> 
     if best:
         own = [(row, config.own_settings(sweep, row.params)) for row in best]
         durable.write_text(sweep.output / "best.yaml", best_yaml(own, sweep=settings.name, goals=sweep.goals))
+    write_report(sweep, records)
     lines = where_to_look(sweep)
     if best and best[0].params:
-        overrides = as_overrides(config.as_asset_settings(sweep, best[0].params))
-        lines.insert(0, ("try the best", f'{typed("psd")} run "{settings.prompts[0]}" {overrides}'))
+        lines.insert(0, ("try the best", best_command(sweep, best[0])))
     console.print()
     for name, text in lines:
         console.print(f"{name:<14}{text}", highlight=False, markup=False, soft_wrap=True)
-
-
-def typed(name: str) -> str:
-    """A command as it can be typed here, where the environment that holds it may not be activated."""
-    beside = Path(sys.executable).with_name(name)
-    return str(shown(beside)) if shutil.which(name) is None and beside.is_file() else name
-
-
-def shown(path: Path) -> Path:
-    """A path from the current folder, where it is in it; else whole."""
-    return path.absolute().relative_to(Path.cwd()) if path.absolute().is_relative_to(Path.cwd()) else path
-
-
-def other_metrics(sweep: Sweep) -> list[str]:
-    """What a run ends with beside the objective."""
-    shown = [goal.metric for goal in sweep.goals]
-    return [name for name in experiment(sweep.experiment).metrics.values() if name not in shown]
-
-
-def where_to_look(sweep: Sweep) -> list[tuple[str, str]]:
-    """What there is to look at, and with which command."""
-    output = shown(sweep.output)
-    lines = [
-        ("renders", f"{output}/runs/*/contact_sheet.png, turntable.gif, mesh.glb"),
-        ("table", f"{output}/trials.csv, {output}/best.yaml"),
-    ]
-    storage = sweep.shown_storage.removeprefix("journal:///") if sweep.config.storage else f"{output}/study.journal"
-    lines.append(("study", f"{typed('optuna-dashboard')} {storage}"))
-    folder = sweep.output / "wandb"
-    if any(folder.glob("offline-run-*")):
-        lines.append(("curves", f"{typed('wandb')} leet {output}/wandb"))
-        lines.append(("upload", f"{typed('psd')} sync {output}"))
-    elif sweep.config.tracking.kind == "wandb" and folder.exists():
-        lines.append(("W&B", f"project {sweep.config.tracking.project}, group {sweep.config.name}"))
-    return lines

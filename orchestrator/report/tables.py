@@ -58,7 +58,9 @@ def best_rows(rows: Sequence[TrialRow]) -> list[TrialRow]:
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
+    """A column of a table of trials, a cell for each row."""
+
     header: str
     cells: Sequence[str]
     style: str = ""
@@ -74,11 +76,11 @@ def terminal_table(
     """``shown_metrics`` are columns of their own, as long as some trial has them and ``width`` has room for them;
     the caption names those that it has not. The best trials are green.
     """
-    columns = _settings_and_values(rows, goals)
+    columns = settings_and_values(rows, goals)
     room = width - sum(column.width for column in columns)
     left_out: list[str] = []
     for name in [name for name in shown_metrics if any(name in row.metrics for row in rows)]:
-        column = _Column(name.removeprefix("eval/"), [format_value(row.metrics.get(name)) for row in rows])
+        column = metric_column(rows, name)
         room -= column.width
         if room < 0:
             left_out.append(column.header)
@@ -93,12 +95,12 @@ def terminal_table(
     return table
 
 
-def _settings_and_values(rows: Sequence[TrialRow], goals: Sequence[Goal]) -> list[_Column]:
+def settings_and_values(rows: Sequence[TrialRow], goals: Sequence[Goal]) -> list[Column]:
     """The columns that are always shown."""
     params = list(dict.fromkeys(name for row in rows for name in row.params))
-    columns = [_Column("trial", [str(row.number) for row in rows])]
+    columns = [Column("trial", [str(row.number) for row in rows])]
     columns += [
-        _Column(short_name(name, params), [format_value(row.params.get(name)) for row in rows]) for name in params
+        Column(short_name(name, params), [format_value(row.params.get(name)) for row in rows]) for name in params
     ]
     for index, goal in enumerate(goals):
         states = [row.state.replace("running", "under way") for row in rows]  # also where its sweep was stopped
@@ -106,10 +108,14 @@ def _settings_and_values(rows: Sequence[TrialRow], goals: Sequence[Goal]) -> lis
             format_value(row.values[index] if row.values else None if index else state)
             for row, state in zip(rows, states, strict=True)
         ]
-        columns.append(_Column(goal.name, cells, style="bold"))
+        columns.append(Column(goal.name, cells, style="bold"))
     if any(row.sd is not None for row in rows):
-        columns.append(_Column("sd", [format_value(row.sd) for row in rows]))
+        columns.append(Column("sd", [format_value(row.sd) for row in rows]))
     return columns
+
+
+def metric_column(rows: Sequence[TrialRow], name: str) -> Column:
+    return Column(name.removeprefix("eval/"), [format_value(row.metrics.get(name)) for row in rows])
 
 
 def trials_csv(rows: Sequence[TrialRow]) -> str:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from orchestrator import cli, config, sweep_lock
 from orchestrator.cli.display import LineDisplay, LiveDisplay, SweepView
-from orchestrator.cli.sweep import typed
+from orchestrator.cli.outcome import typed
 from orchestrator.clock import ManualClock
 from orchestrator.driver import RunLeased, TrialCompleted, TrialFailed, TrialStarted
 from orchestrator.goals import Goal
@@ -250,6 +250,9 @@ def test_a_sweep_ends_with_a_table_and_goes_on_when_asked_for_more(
     assert rows[0][GUIDANCE] == "7.5"
     best = yaml.safe_load(Path("outputs/tiny/best.yaml").read_text())
     assert best[GUIDANCE] in {float(row[GUIDANCE]) for row in rows}
+    page = Path("outputs/tiny/report.html")
+    assert "outputs/tiny/report.html" in shown
+    assert 'src="runs/t0001-p00-s0/turntable.gif"' in page.read_text()
 
     assert run("sweep", sweep_file) == 0  # all is done: nothing starts
     assert run("resume", "outputs/tiny", "trials=3") == 0
@@ -257,6 +260,10 @@ def test_a_sweep_ends_with_a_table_and_goes_on_when_asked_for_more(
     capfd.readouterr()
     assert run("status", "outputs/tiny") == 0
     assert "finished, 3/3 trials" in capfd.readouterr().out
+    page.unlink()
+    assert run("report", "outputs/tiny") == 0
+    assert capfd.readouterr().out == "outputs/tiny/report.html\n"
+    assert 'src="runs/t0002-p00-s0/turntable.gif"' in page.read_text()
 
 
 class Unstartable:

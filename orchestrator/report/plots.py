@@ -1,0 +1,166 @@
+"""A sweep in pictures that answer to the mouse: each function makes one plotly figure, or says that there is none."""
+
+from __future__ import annotations
+
+import html
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+
+from orchestrator.goals import Goal
+from orchestrator.report.runs import RunView
+from orchestrator.report.tables import TrialRow, format_value, short_name
+from orchestrator.search_space import CategoricalDomain, Domain, FloatDomain, IntDomain
+
+MAX_CURVES = 40  # of the best trials; more cannot be told apart
+_BEST, _OTHER, _OUT_OF_BOUNDS = "#0a7d4f", "#4c6fae", "#b9bec9"
+_LAYOUT = go.Layout(
+    template="plotly_white",
+    height=340,
+    margin={"l": 60, "r": 15, "t": 15, "b": 50},
+    hovermode="closest",
+    showlegend=False,
+    font={"family": "system-ui, sans-serif", "size": 13},
+)
+
+
+def history(rows: Sequence[TrialRow], goal: Goal) -> go.Figure | None:
+    """Each trial's value in the order of the trials, and the best so far among those within bounds."""
+    told = sorted((row for row in rows if row.values), key=lambda row: row.number)
+    if not told:
+        return None
+    counted = [row for row in told if row.feasible]
+    pick = max if goal.maximize else min
+    figure = _figure("trial", goal.name)
+    figure.add_scatter(
+        x=[row.number for row in counted],
+        y=list(accumulate((row.values[0] for row in counted), pick)),
+        mode="lines",
+        line={"shape": "hv", "color": _BEST, "width": 1},
+        hoverinfo="skip",
+    )
+    _add_trials(figure, told, [row.number for row in told], [row.values[0] for row in told])
+    return figure
+
+
+def against_setting(rows: Sequence[TrialRow], goal: Goal, name: str, domain: Domain) -> go.Figure | None:
+    """The objective over one setting, for each trial that has it."""
+    told = [row for row in rows if row.values and name in row.params]
+    if not told:
+        return None
+    values = [row.values[0] for row in told]
+    figure = _figure(short_name(name, [key for row in rows for key in row.params]), goal.name)
+    match domain:
+        case FloatDomain(log=log) | IntDomain(log=log):
+            _add_trials(figure, told, [row.params[name] for row in told], values)
+            figure.update_xaxes(type="log" if log else "linear")
+        case CategoricalDomain(choices=choices):
+            _add_trials(figure, told, [str(row.params[name]) for row in told], values)
+            figure.update_xaxes(type="category", categoryorder="array", categoryarray=[str(c) for c in choices])
+    return figure
+
+
+def between_variants(rows: Sequence[TrialRow], runs: Sequence[RunView], goal: Goal, name: str) -> go.Figure | None:
+    """For each named variant the values of its runs, their mean and its standard error; the best on top."""
+    told = [row for row in rows if row.values]
+    if not told:
+        return None
+    by_trial = _values_by_trial(runs, goal)
+    labels = [str(row.params[name]) for row in told]
+    figure = _figure(goal.name, "")
+    for row, label in zip(told, labels, strict=True):
+        shown = by_trial[row.number]
+        figure.add_scatter(
+            x=[value for _, value in shown],
+            y=[label] * len(shown),
+            mode="markers",
+            marker={"color": _OUT_OF_BOUNDS, "size": 6},
+            text=[html.escape(f"{run.prompt}, seed {run.seed}") for run, _ in shown],
+            hovertemplate="%{text}: %{x:.4g}<extra></extra>",
+        )
+    _add_trials(figure, told, [row.values[0] for row in told], labels)
+    errors = [0.0 if row.sd is None else row.sd / math.sqrt(len(by_trial[row.number]) or 1) for row in told]
+    figure.data[-1].error_x = {"type": "data", "array": errors, "thickness": 1}
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=labels[::-1])
+    return figure.update_layout(height=120 + 32 * len(told))
+
+
+def trade_off(rows: Sequence[TrialRow], goal: Goal, metric: str, label: str) -> go.Figure | None:
+    """The objective over another metric: two goals, or the reward that was optimised and the judge that was not."""
+    told = [row for row in rows if row.values and metric in row.metrics]
+    if len(told) < 2 or metric == goal.metric:
+        return None
+    figure = _figure(label, goal.name)
+    _add_trials(figure, told, [row.metrics[metric] for row in told], [row.values[0] for row in told])
+    return figure
+
+
+def curves(rows: Sequence[TrialRow], runs: Sequence[RunView], metric: str) -> go.Figure | None:
+    """A metric over the steps, for each of the best trials the mean of its runs: dark those that came out best."""
+    lines = {row.number: mean_curve([run for run in runs if run.trial == row.number], metric) for row in rows}
+    shown = [row for row in rows if len(lines[row.number]) > 1][:MAX_CURVES]
+    if not shown:
+        return None
+    places = [place / max(1, len(shown) - 1) for place in range(len(shown))]
+    colors = sample_colorscale("Viridis", [0.9 * place for place in places])
+    figure = _figure("step", metric)
+    for row, color in reversed(list(zip(shown, colors, strict=True))):
+        figure.add_scatter(
+            x=list(lines[row.number]),
+            y=list(lines[row.number].values()),
+            mode="lines",
+            line={"color": color, "width": 2.5 if row.is_best else 1.2},
+            name=f"trial {row.number}",
+            hovertemplate=f"{_describe(row)}<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
+        )
+    return figure
+
+
+def mean_curve(runs: Sequence[RunView], metric: str) -> dict[int, float]:
+    """By step, over those that have measured it there, and only where all have that have got as far at all."""
+    values: defaultdict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        for row in run.rows:
+            if math.isfinite(row.get(metric, math.nan)):
+                values[int(row["step"])].append(row[metric])
+    num_runs = max(map(len, values.values()), default=0)
+    return {step: statistics.fmean(values[step]) for step in sorted(values) if len(values[step]) == num_runs}
+
+
+def _values_by_trial(runs: Sequence[RunView], goal: Goal) -> Mapping[int, list[tuple[RunView, float]]]:
+    by_trial: defaultdict[int, list[tuple[RunView, float]]] = defaultdict(list)
+    for run in runs:
+        if run.result is not None and goal.metric in run.result:
+            by_trial[run.trial].append((run, run.result[goal.metric]))
+    return by_trial
+
+
+def _figure(x: str, y: str) -> go.Figure:
+    figure = go.Figure(layout=_LAYOUT)
+    return figure.update_xaxes(title_text=x).update_yaxes(title_text=y)
+
+
+def _add_trials(figure: go.Figure, rows: Sequence[TrialRow], x: Sequence[object], y: Sequence[object]) -> None:
+    """A point for each trial: the best larger, those out of bounds grey."""
+    colors = [_BEST if row.is_best else _OTHER if row.feasible else _OUT_OF_BOUNDS for row in rows]
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="markers",
+        marker={"color": colors, "size": [13 if row.is_best else 8 for row in rows]},
+        text=[_describe(row) for row in rows],
+        hovertemplate="%{text}<extra></extra>",
+    )
+
+
+def _describe(row: TrialRow) -> str:
+    """For the mouse; plotly reads some HTML."""
+    names = list(row.params)
+    settings = [f"{short_name(name, names)} {format_value(value)}" for name, value in row.params.items()]
+    lines = [f"trial {row.number}: {', '.join(map(format_value, row.values)) or row.state}", *settings]
+    return "<br>".join(map(html.escape, lines))
