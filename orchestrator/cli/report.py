@@ -63,8 +63,9 @@ def _facts(sweep: Sweep, records: Sequence[TrialRecord]) -> list[str]:
     num_steps = sweep.experiment["optimization"]["num_steps"]
     return [
         f"{', '.join(map(str, sweep.goals))}" + "".join(f", keep {bound}" for bound in sweep.bounds),
-        f"{sweep.num_trials} trials: {states or 'none has begun'}. A trial is {len(prompts) * len(seeds)} runs of "
-        f"{num_steps} steps: prompts {'; '.join(prompts)}; seeds {', '.join(map(str, seeds))}.",
+        f"trials: {states or 'none has begun'}, of {sweep.num_trials}; a run of {num_steps} steps per prompt and seed",
+        f"prompts: {'; '.join(prompts)}",
+        f"seeds: {', '.join(map(str, seeds))}",
     ]
 
 

@@ -114,7 +114,8 @@ def _trade_offs(report: SweepReport) -> list[Figure | None]:
 
 
 def _embedded(figure: Figure) -> Markup:
-    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False}))
+    config = {"displaylogo": False, "responsive": True}
+    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=config))
 
 
 def _trial_card(row: TrialRow, report: SweepReport) -> _TrialCard:

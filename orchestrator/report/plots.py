@@ -22,7 +22,7 @@ _BEST, _OTHER, _OUT_OF_BOUNDS = "#0a7d4f", "#4c6fae", "#b9bec9"
 _LAYOUT = go.Layout(
     template="plotly_white",
     height=340,
-    margin={"l": 60, "r": 15, "t": 15, "b": 50},
+    margin={"l": 60, "r": 15, "t": 30, "b": 50},
     hovermode="closest",
     showlegend=False,
     font={"family": "system-ui, sans-serif", "size": 13},
@@ -54,7 +54,8 @@ def against_setting(rows: Sequence[TrialRow], goal: Goal, name: str, domain: Dom
     if not told:
         return None
     values = [row.values[0] for row in told]
-    figure = _figure(short_name(name, [key for row in rows for key in row.params]), goal.name)
+    names = list(dict.fromkeys(key for row in rows for key in row.params))
+    figure = _figure(short_name(name, names), goal.name)
     match domain:
         case FloatDomain(log=log) | IntDomain(log=log):
             _add_trials(figure, told, [row.params[name] for row in told], values)

@@ -136,6 +136,7 @@ def test_a_setting_has_the_axis_of_its_domain() -> None:
     category = plots.against_setting(rows, JUDGE, SCALE, CategoricalDomain(choices=(2.0, 1.0)))
     assert log is not None
     assert category is not None
+    assert log.layout.xaxis.title.text == "guidance_scale"
     assert (log.layout.xaxis.type, list(log.data[0].x)) == ("log", [1.0, 2.0])
     assert (category.layout.xaxis.type, list(category.layout.xaxis.categoryarray)) == ("category", ["2.0", "1.0"])
     assert plots.against_setting(rows, JUDGE, "another", FloatDomain(low=0, high=1)) is None
