@@ -17,10 +17,11 @@ Text-to-3D by Preference Score Distillation, and sweeps over its settings.
   psd sweep sweeps/cfg_scale.yaml                   search CFG scale x preference scale on the built-in world
   psd sweep sweeps/cfg_scale.yaml --dry-run         what would run, without running it
   psd sweep sweeps/cfg_scale.yaml trials=4 'prompts=[a blue torus]'
-  psd run "a red cube on a blue cylinder"           one object: mesh, turntable, contact sheet
+  psd run "a red sphere on a blue cube"           one object: mesh, turntable, contact sheet
   psd status outputs/cfg_scale                      how far it is, while it runs or after
   psd report outputs/cfg_scale                      a page with its trials, charts and renders
   psd set outputs/cfg_scale trials=80               change its budgets or workers while it runs
+  psd stop outputs/cfg_scale                        what Ctrl-C does, from another terminal or another host
   psd resume outputs/cfg_scale                      go on after Ctrl-C, a crash or a reboot
   psd cluster check sweeps/cfg_scale.yaml           do the nodes of a cluster have what it takes?
   psd sync outputs/cfg_scale                        upload to W&B what it has not got yet
@@ -69,6 +70,10 @@ def _dispatch(arguments: argparse.Namespace) -> int:
             from orchestrator.cli.report import report_command
 
             return report_command(arguments.output)
+        case "stop":
+            from orchestrator.cli.interrupt import stop_command
+
+            return stop_command(arguments.output)
         case "set":
             from orchestrator.cli.live import set_command
 
@@ -143,7 +148,7 @@ def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
 
     run = commands.add_parser("run", help="make one object from a prompt", epilog=_OVERRIDES, formatter_class=raw)
-    run.add_argument("prompt", metavar="PROMPT", help='for example "a red cube on a blue cylinder"')
+    run.add_argument("prompt", metavar="PROMPT", help='for example "a red sphere on a blue cube"')
     _add_overrides(run, "for example optimization.num_steps=400 seeds=[1]")
     run.add_argument("--dry-run", action="store_true", help="print the resolved configuration, then stop")
 
@@ -156,6 +161,9 @@ def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
     report = commands.add_parser("report", help="make the page of a sweep: trials, charts and renders")
     report.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="for example outputs/cfg_scale")
+
+    stop = commands.add_parser("stop", help="have a sweep that runs checkpoint its runs and end")
+    stop.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="for example outputs/cfg_scale")
 
     live = commands.add_parser("set", help="change the budgets or the workers of a sweep while it runs")
     live.add_argument(

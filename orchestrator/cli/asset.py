@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from orchestrator import config
 from orchestrator.cli.display import LINE_EVERY_S
+from orchestrator.cli.interrupt import Interrupt
 from orchestrator.cli.outcome import shown, typed
-from orchestrator.cli.sweep import INTERRUPTED, Interrupt, check, hold, print_plan, worker_setup
+from orchestrator.cli.sweep import INTERRUPTED, check, hold, print_plan, worker_setup
 from orchestrator.config import Sweep
 from orchestrator.errors import UserError
 from orchestrator.local_pool import LocalPool
@@ -52,15 +53,15 @@ def make_asset(sweep: Sweep, console: Console) -> int:
         console.print(f"[bold]{spec.prompt}[/bold] into {sweep.output}", highlight=False)
         pool = LocalPool(setup)
         try:
-            event = _execute(pool, lease, console)
+            event = _execute(pool, lease, sweep.output, console)
         finally:
             pool.close()
     return _conclude(event, sweep, setup.runs / spec.run_id, console)
 
 
-def _execute(pool: LocalPool, lease: Lease, console: Console) -> Event:
+def _execute(pool: LocalPool, lease: Lease, output: Path, console: Console) -> Event:
     """The event that the run ended in."""
-    interrupt = Interrupt()
+    interrupt = Interrupt(output)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

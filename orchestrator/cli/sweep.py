@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import yaml
@@ -18,6 +16,7 @@ from orchestrator import config, durable
 from orchestrator.budget import Spent
 from orchestrator.checkpoints import CheckpointStore, DirectoryCheckpoints, FsspecCheckpoints
 from orchestrator.cli.display import Display, SweepView, choose_display
+from orchestrator.cli.interrupt import Interrupt, withdraw_stop
 from orchestrator.cli.live import LiveSettings, make_budget
 from orchestrator.cli.outcome import best_command, other_metrics, typed, where_to_look
 from orchestrator.cli.search import open_study, patiently, watch
@@ -149,6 +148,7 @@ def hold(sweep: Sweep) -> Iterator[None]:
         try:
             sweep.output.mkdir(parents=True, exist_ok=True)
             stack.enter_context(held(sweep.output))
+            withdraw_stop(sweep.output)
         except HeldError as error:
             raise UserError(
                 f"{sweep.output} is being worked on by {error.holder or 'another process'}",
@@ -244,7 +244,7 @@ def _drive(sweep: Sweep, study: Study, console: Console) -> bool:
     console.print(_count(pool.num_workers, "worker"), highlight=False)
     clock = SystemClock()
     view = _view(sweep, study.records(), clock)
-    interrupt = Interrupt()
+    interrupt = Interrupt(sweep.output)
     with interrupt.caught(), choose_display(view, console) as display:  # after Ray, which has a SIGTERM handler, too
         driver = _driver(sweep, study, pool, setup, clock, display)
         try:
@@ -323,27 +323,6 @@ def _driver(
         on_event=display.on_event,
         keeps_checkpoints=not sweep.config.checkpoints.remove_finished,
     )
-
-
-class Interrupt:
-    """Ctrl-C, or a polite kill: the first asks for a clean stop, the second ends the program."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
 
 
 def _view(sweep: Sweep, records: Sequence[TrialRecord], clock: SystemClock) -> SweepView:

@@ -18,7 +18,9 @@ from rich.console import Console
 
 from orchestrator import cli, config, sweep_lock
 from orchestrator.cli.display import LineDisplay, LiveDisplay, SweepView
+from orchestrator.cli.interrupt import STOP_FILE, Interrupt
 from orchestrator.cli.outcome import typed
+from orchestrator.cli.sweep import hold
 from orchestrator.clock import ManualClock
 from orchestrator.driver import RunLeased, TrialCompleted, TrialFailed, TrialStarted
 from orchestrator.goals import Goal
@@ -307,17 +309,35 @@ def test_a_folder_whose_first_driver_was_killed_at_once_is_not_lost(sweep_file: 
 
 @pytest.mark.processes
 @pytest.mark.timeout(600)
-def test_ctrl_c_checkpoints_and_resume_goes_on(sweep_file: Path) -> None:
+@pytest.mark.parametrize("how", ["ctrl-c", "psd stop"])
+def test_a_stop_checkpoints_and_resume_goes_on(sweep_file: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = [sys.executable, "-m", "orchestrator.cli", "run", "a red cube", *_asset_overrides()]
     command += ["optimization.num_steps=100000", "checkpoint_every=100000", "evaluation.every=100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         metrics = Path("outputs/a-red-cube/runs/t0000-p00-s0/metrics.jsonl")
         _wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2)
-        process.send_signal(signal.SIGINT)
+        if how == "ctrl-c":
+            process.send_signal(signal.SIGINT)
+        else:
+            assert run("stop", "outputs/a-red-cube") == 0
+            assert "outputs/a-red-cube: stopped" in capsys.readouterr().out
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "psd resume outputs/a-red-cube" in output
     assert list(metrics.parent.glob("checkpoints/*/step-*/state.pt"))
+    assert run("stop", "outputs/a-red-cube") == 0
+    assert "nobody is at work there" in capsys.readouterr().out
+
+
+def test_a_stop_is_for_the_driver_that_was_at_work(sweep_file: Path) -> None:
+    sweep = config.load(sweep_file, [])
+    sweep.output.mkdir(parents=True)
+    (sweep.output / STOP_FILE).touch()
+    with hold(sweep):
+        interrupt = Interrupt(sweep.output)
+        assert not interrupt.requested
+        (sweep.output / STOP_FILE).touch()
+        assert interrupt.requested
 
 
 def test_events_add_up_to_progress_best_and_time_left() -> None:
