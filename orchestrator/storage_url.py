@@ -4,8 +4,29 @@ from __future__ import annotations
 
 import re
 
+_FILES = ("journal:", "sqlite:")
 _IN_USER = re.compile(r"(?P<before>://[^:@/]*):(?P<password>.*)@")  # to the last @: a password may hold one
 _IN_QUERY = re.compile(r"(?P<before>[?&;]password=)(?P<password>[^&;]*)", re.IGNORECASE)
+
+
+def check(url: str) -> None:
+    """Raises:
+    ValueError: it is no URL of a storage that could be kept; the message does not repeat it.
+    """
+    wanted = "must be a URL, as journal:///study.journal, sqlite:///study.db or postgresql://USER@HOST/DATABASE"
+    if url.startswith(_FILES):
+        if not url.partition(":///")[2].split("?")[0]:
+            raise ValueError(f"{wanted}; three slashes and the path of a file")
+        return
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+
+    try:
+        make_url(url).get_dialect()
+    except NoSuchModuleError:
+        raise ValueError(f"{wanted}; there is no kind of database {url.partition(':')[0]!r}") from None
+    except (SQLAlchemyError, ValueError):
+        raise ValueError(wanted) from None
 
 
 def without_password(url: str) -> str:

@@ -2,23 +2,26 @@
 
 The operating system's lock (``flock``) ends with its process, however that ends, but not every network file system
 carries it to other hosts. So the file also names its holder, who touches it every few seconds: a holder on another host
-is believed for as long as it does.
+is believed for as long as it does. Who would take its place, because that host went down, waits for so long.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
+
+_log = logging.getLogger(__name__)
 
 REFRESH_S = 10.0
 STALE_S = 60.0
@@ -43,18 +46,20 @@ class HeldError(Exception):
 
 
 @contextmanager
-def held(folder: Path, *, host: str | None = None) -> Iterator[None]:
+def held(folder: Path, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
     """Hold the folder's lock for as long as the block lasts.
+
+    A holder on another host that was there less than a minute ago may be dead: that takes up to a minute to tell.
 
     Raises:
         HeldError: another driver holds it.
     """
-    host = host or socket.gethostname()
+    host = socket.gethostname()
     with (folder / ".lock").open("a+") as file:
         if not _flocked(file, fcntl.LOCK_EX):
             raise HeldError(_read(file))
         other = _read(file)
-        if other is not None and other.host != host and _age_s(folder / ".lock") < STALE_S:
+        if other is not None and other.host != host and _is_at_work(other, folder / ".lock", sleep):
             raise HeldError(other)
         _write(file, Holder(host=host, pid=os.getpid(), since=time.strftime("%Y-%m-%d %H:%M:%S")))
         over = threading.Event()
@@ -82,6 +87,24 @@ def holder(folder: Path) -> Holder | None:
     if known is not None and known.host != socket.gethostname() and _age_s(folder / ".lock") < STALE_S:
         return known
     return None
+
+
+def _is_at_work(other: Holder, lock: Path, sleep: Callable[[float], None]) -> bool:
+    """Whether a holder on another host touches the file before that is too old to be believed."""
+    touched_ns = _touched_ns(lock)
+    if _age_s(lock) < STALE_S:
+        _log.warning("waiting for up to %.0f s to see whether %s is still at work", STALE_S, other)
+    while _age_s(lock) < STALE_S:
+        sleep(1.0)
+        if _touched_ns(lock) != touched_ns:
+            with lock.open() as file:
+                return _read(file) is not None
+    return False
+
+
+def _touched_ns(lock: Path) -> int:
+    with lock.open() as file:  # opened, since a network file system may answer for a closed one from memory
+        return os.fstat(file.fileno()).st_mtime_ns
 
 
 def _flocked(file: IO[str], operation: int) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,7 +14,7 @@ import tenacity
 
 from orchestrator import config
 from orchestrator.config import Sweep
-from orchestrator.errors import StudyUnavailableError, UserError
+from orchestrator.errors import StudyUnavailableError, SweepAbortedError, UserError
 from orchestrator.pruning import Watch, WilcoxonPruning
 from orchestrator.study import Study, TrialRecord
 from orchestrator.warm_start import KnownPoint, known_points
@@ -19,16 +22,31 @@ from orchestrator.warm_start import KnownPoint, known_points
 if TYPE_CHECKING:
     from orchestrator.optuna_study import Claim, OptunaStudy
 
+_log = logging.getLogger(__name__)
+
 PATIENCE_S = 900.0  # that a study may be away before and after the sweep; while it runs, the driver goes on without
 T = TypeVar("T")
 
 
 @contextmanager
 def open_study(sweep: Sweep) -> Iterator[Study]:
-    """Raises:
-    UserError: the study cannot be opened, is another driver's, or cannot be warm-started.
+    """A server that is away is waited for.
+
+    Raises:
+        UserError: the study cannot be opened, is another driver's, or cannot be warm-started.
+        SweepAbortedError: its server stayed away.
     """
-    from orchestrator.optuna_study import claim_study
+    with ExitStack() as stack:
+        yield patiently(lambda: stack.enter_context(_opened(sweep)))
+
+
+@contextmanager
+def _opened(sweep: Sweep) -> Iterator[Study]:
+    """Raises:
+    UserError: as above.
+    StudyUnavailableError: the study's server, or that of the one to learn from, is away.
+    """
+    from orchestrator.optuna_study import answered, claim_study
 
     with ExitStack() as stack:
         try:
@@ -41,7 +59,7 @@ def open_study(sweep: Sweep) -> Iterator[Study]:
                     key="storage",
                     remedy="wait for it, use another `name`, or on PostgreSQL let both set share_study=true",
                 )
-            study = stack.enter_context(closing(_open(sweep, claim)))
+            study = stack.enter_context(closing(answered(partial(_open, sweep, claim))))
         except ValueError as error:
             raise UserError(str(error), file=sweep.source, key="storage") from None
         yield study
@@ -78,31 +96,38 @@ def watch(sweep: Sweep) -> Watch:
     return Watch(curve_metric=sweep.curve_metric, pairs_runs=pairs_runs)
 
 
-def patiently(call: Callable[[], T]) -> T:
-    """What the study answers, however long it takes within reason.
+def patiently(call: Callable[[], T], *, sleep: Callable[[float], None] = time.sleep) -> T:
+    """What the study answers, however long it takes within reason; the first time that it does not is told.
 
     Raises:
-        UserError: it stayed silent.
+        SweepAbortedError: it stayed silent.
     """
     retry = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(StudyUnavailableError),
         wait=tenacity.wait_exponential(multiplier=0.5, max=15),
         stop=tenacity.stop_after_delay(PATIENCE_S),
+        before_sleep=_tell_of_the_first,
+        sleep=sleep,
         reraise=True,
     )
     try:
         return retry(call)
     except StudyUnavailableError as error:
-        raise UserError(str(error), key="storage", remedy="nothing is lost: psd resume, when it is back") from None
+        raise SweepAbortedError(f"{error}; nothing is lost: give the same command again when it is back") from None
+
+
+def _tell_of_the_first(attempt: tenacity.RetryCallState) -> None:
+    if attempt.attempt_number == 1 and attempt.outcome is not None:
+        _log.warning("%s; trying again for up to %.0f minutes", attempt.outcome.exception(), PATIENCE_S / 60)
 
 
 def read_records(sweep: Sweep) -> Sequence[TrialRecord]:
     """The trials so far, without disturbing the driver."""
-    from orchestrator.optuna_study import read_records
+    from orchestrator.optuna_study import answered, read_records
 
     try:
-        return read_records(name=sweep.config.name, storage_url=sweep.storage_url)
-    except ValueError as error:
+        return answered(lambda: read_records(name=sweep.config.name, storage_url=sweep.storage_url))
+    except (ValueError, StudyUnavailableError) as error:
         raise UserError(str(error), file=sweep.source, key="storage") from None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from orchestrator import storage_url
 from orchestrator.config.composition import CONF, parse_overrides
 from orchestrator.config.space import check_start, parse_space
 from orchestrator.config.sweep import VARIANT, Sweep, SweepConfig
@@ -47,6 +48,7 @@ def _check(plain: dict[str, Any], source: str) -> Sweep:
     sweep = Sweep(config=config, experiment=filled, space=space, source=source)
     _check_sampler(sweep)
     _check_pruning(sweep, parsed)
+    _check_storages(config)
     if config.share_study and not (config.storage or "").startswith("postgres"):
         raise ConfigError("share_study", "needs PostgreSQL; set storage to postgresql://USER@HOST/DATABASE")
     return sweep
@@ -58,6 +60,15 @@ def _misplaced(key: str, plain: Mapping[str, Any]) -> ConfigError | None:
         return ConfigError(key, f"is chosen in `defaults`, as [sweep, experiment: toybox, {key}: NAME, _self_]")
     owners = [name for name, _ in leaves(plain) if name.endswith(f".{key}")]
     return ConfigError(key, f"unknown key; did you mean {' or '.join(owners[:3])}?") if owners else None
+
+
+def _check_storages(config: SweepConfig) -> None:
+    for key, url in (("storage", config.storage), ("search.warm_start.storage", config.search.warm_start.storage)):
+        try:
+            if url is not None:
+                storage_url.check(url)
+        except ValueError as error:
+            raise ConfigError(key, str(error)) from None
 
 
 def _check_metrics(config: SweepConfig, parsed: ExperimentConfig) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config.checking import checked
 from orchestrator.config.composition import CONF, compose, parse_overrides
-from orchestrator.config.output import read_record
+from orchestrator.config.output import holds_asset, read_record
 from orchestrator.config.sweep import CHANGEABLE, Sweep
 from orchestrator.errors import UserError
 from orchestrator.schema import did_you_mean
@@ -45,12 +46,20 @@ def load_asset(prompt: str, overrides: Sequence[str] = ()) -> Sweep:
     plain = compose(CONF, "asset", overrides, source, title=slug)
     if plain["prompts"] != "???":
         raise UserError("is what stands after `psd run`; leave the override out", file=source, key="prompts")
-    sweep = checked({**plain, "prompts": [prompt]}, overrides, source)
-    if not sweep.is_asset:
+    return _as_asset(checked({**plain, "prompts": [prompt]}, overrides, source))
+
+
+def _as_asset(sweep: Sweep) -> Sweep:
+    """Raises:
+    UserError: it is more than one run.
+    """
+    if sweep.space.domains or not sweep.num_trials == len(sweep.config.prompts) == len(sweep.config.seeds) == 1:
         raise UserError(
-            "makes one object, with one seed and without a search", file=source, remedy="for more: psd sweep FILE"
+            "makes one object, with one seed and without a search",
+            file="command line",
+            remedy="for more: psd sweep FILE",
         )
-    return sweep
+    return replace(sweep, is_asset=True)
 
 
 def load_output(output: Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -68,7 +77,8 @@ def load_output(output: Path, overrides: Sequence[str] = ()) -> Sweep:
             raise UserError(f"cannot change on resume{guess}", file="command line", key=key)
         if not _assign(plain, key, value):
             raise UserError("unknown key", file="command line", key=key)
-    return checked({**plain, "output": str(output)}, overrides, str(file))
+    sweep = checked({**plain, "output": str(output)}, overrides, str(file))
+    return _as_asset(sweep) if holds_asset(output) else sweep
 
 
 def _assign(node: dict[str, Any], key: str, value: Any) -> bool:

@@ -26,6 +26,7 @@ def claim_output(sweep: Sweep) -> bool:
     record = {
         "id": output_id(sweep) if known else uuid.uuid4().hex[:8],
         "fingerprint": sweep.fingerprint(),
+        "is_asset": sweep.is_asset,
         "sweep": sweep.to_plain(),
     }
     sweep.output.mkdir(parents=True, exist_ok=True)
@@ -36,6 +37,11 @@ def claim_output(sweep: Sweep) -> bool:
 def output_id(sweep: Sweep) -> str:
     """What tells the sweep of this output folder from one of the same name in another."""
     return str(json.loads((sweep.output / "sweep.json").read_text())["id"])
+
+
+def holds_asset(output: Path) -> bool:
+    """Whether an output folder is what `psd run` made, and no sweep's."""
+    return bool(json.loads((output / "sweep.json").read_text()).get("is_asset"))
 
 
 def holds(sweep: Sweep) -> bool:
@@ -77,6 +83,8 @@ def _difference(sweep: Sweep) -> str | None:
     """In what this sweep and the one in its output folder differ first."""
     file = sweep.output / "sweep.json"
     other = read_record(file)
+    if holds_asset(sweep.output) != sweep.is_asset:
+        return f"it was made by psd {'sweep' if sweep.is_asset else 'run'}"
     theirs = dict(leaves({key: value for key, value in other.items() if key not in CHANGEABLE}))
     ours = dict(leaves(sweep.definition()))
     for key in [*ours, *theirs]:

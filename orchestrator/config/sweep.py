@@ -165,6 +165,7 @@ class Sweep:
     experiment: Mapping[str, Any]  # plain YAML values, every default filled in
     space: SearchSpace
     source: str
+    is_asset: bool = False  # made by `psd run`: one run, no search and no study
 
     @property
     def output(self) -> Path:
@@ -206,11 +207,6 @@ class Sweep:
     def walks_a_grid(self) -> bool:
         """Whether trial n is point n of a list: that of the variants, or of all points of the space."""
         return bool(self.config.search.variants) or self.config.search.sampler == "grid"
-
-    @property
-    def is_asset(self) -> bool:
-        """Whether it is one run and no search: what `psd run` makes."""
-        return not self.space.domains and self.num_trials == len(self.config.prompts) == len(self.config.seeds) == 1
 
     @property
     def num_trials(self) -> int:

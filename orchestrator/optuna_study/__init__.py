@@ -2,6 +2,7 @@
 
 from orchestrator.optuna_study.claims import Claim, claim_study
 from orchestrator.optuna_study.samplers import Sampling
+from orchestrator.optuna_study.storage import answered
 from orchestrator.optuna_study.study import OptunaStudy, read_records
 
-__all__ = ["Claim", "OptunaStudy", "Sampling", "claim_study", "read_records"]
+__all__ = ["Claim", "OptunaStudy", "Sampling", "answered", "claim_study", "read_records"]

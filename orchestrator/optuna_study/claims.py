@@ -14,8 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.errors import StudyUnavailableError, SweepAbortedError
-from orchestrator.optuna_study.storage import FILES, POSTGRES, POSTGRES_LINK, file_of, first_line
-from orchestrator.storage_url import without_password
+from orchestrator.optuna_study.storage import FILES, POSTGRES, POSTGRES_LINK, cannot_open, file_of, first_line
 
 # After a cut the server may hold the old connection's lock until it misses the other end: at most 25 s with these.
 _SETTINGS = (
@@ -61,6 +60,7 @@ def claim_study(url: str, name: str, *, shared: bool, clock: Clock | None = None
 
     Raises:
         ValueError: the storage cannot be opened; the message holds no password.
+        StudyUnavailableError: its server is away.
     """
     if url.startswith(POSTGRES):
         claim = _PostgresClaim(url, name, shared=shared, clock=clock or SystemClock())
@@ -113,8 +113,7 @@ class _PostgresClaim:
         try:
             return self._take()
         except SQLAlchemyError as error:
-            shown = without_password(self._url)
-            raise ValueError(f"the storage {shown} cannot be opened: {first_line(error, self._url)}") from None
+            raise cannot_open(self._url, error) from None
 
     def confirm(self) -> None:
         try:

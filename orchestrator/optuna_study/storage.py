@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from sqlalchemy import event
+from sqlalchemy import event, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from orchestrator import durable
@@ -37,6 +37,7 @@ T = TypeVar("T")
 def open_storage(url: str) -> BaseStorage:
     """Raises:
     ValueError: the storage cannot be opened; the message holds no password.
+    StudyUnavailableError: its server is away.
     """
     try:
         if url.startswith(JOURNAL):
@@ -46,10 +47,29 @@ def open_storage(url: str) -> BaseStorage:
         if url.startswith(POSTGRES):
             return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": POSTGRES_LINK})
         return optuna.storages.get_storage(url)
-    except (SQLAlchemyError, ValueError, RuntimeError, OSError, ImportError) as error:
-        message = scrub(str(error), url).splitlines()[0]
-        remedy = "; pip install 'psd-sweeps[postgres]'" if isinstance(error, ImportError) else ""
-        raise ValueError(f"the storage {without_password(url)} cannot be opened: {message}{remedy}") from None
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, ValueError, RuntimeError, OSError, ImportError) as error:
+        raise cannot_open(url, error) from None
+
+
+def cannot_open(url: str, error: Exception) -> ValueError | StudyUnavailableError:
+    """What to raise when a storage could not be opened, without its password: is its server away, or the URL wrong?"""
+    if _is_outage(error) and url.startswith(POSTGRES) and not _takes_connections(url):
+        return StudyUnavailableError(f"the study does not answer ({first_line(error, url)})")
+    remedy = "; pip install 'psd-sweeps[postgres]'" if isinstance(error, ImportError) else ""
+    return ValueError(f"the storage {without_password(url)} cannot be opened: {first_line(error, url)}{remedy}")
+
+
+def _takes_connections(url: str) -> bool:
+    """Whether a PostgreSQL server is up, whoever it lets in; True where that cannot be told."""
+    try:
+        from psycopg import pq
+        from psycopg.conninfo import make_conninfo
+    except ImportError:  # another driver's URL
+        return True
+    parsed = make_url(url)
+    _, parameters = parsed.get_dialect()().create_connect_args(parsed)
+    answer = pq.PGconn.ping(make_conninfo(**{**parameters, "connect_timeout": 10}).encode())
+    return answer not in (pq.Ping.REJECT, pq.Ping.NO_RESPONSE)  # it starts, stops or recovers; or nobody is there
 
 
 def close_storage(storage: BaseStorage) -> None:

@@ -20,6 +20,7 @@ from orchestrator.experiment_config.rewards import (
     SingleRewardConfig,
 )
 from orchestrator.psd_inputs import oracle_folder, prior_folder, reward_folder
+from orchestrator.psd_objective.compilation import excuse_compiling
 from psd.priors.base import Prior
 from psd.priors.multiview import MultiviewPrior
 from psd.priors.stable_diffusion import StableDiffusionPrior
@@ -38,6 +39,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 def build_prior(config: PriorConfig, group_size: int, device: torch.device) -> Prior:
     folder, dtype = prior_folder(config.path), _DTYPES[config.dtype]
+    if config.compile:
+        excuse_compiling()
     match config:
         case MultiviewPriorConfig():
             return MultiviewPrior.from_pretrained(

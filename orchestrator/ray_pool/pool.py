@@ -343,7 +343,7 @@ class RayPool:
                 slot.pulse = slot.actor.pulse.options(concurrency_group=_PULSE).remote()
             slot.pulse_due_s = now_s + self._pulse_every_s
             if slot.watch is not None and slot.watch.is_over(now_s):
-                events.append(self._end_hung_lease(slot, slot.watch.silent_s(now_s)))
+                events.append(self._end_hung_lease(slot, slot.watch.silent_s))
         return events
 
     def _hear(self, slot: _Slot, now_s: float) -> None:

@@ -111,10 +111,7 @@ def _until(pool: RayPool, condition: Callable[[list[Event]], bool], what: str) -
     deadline_s = time.monotonic() + TIMEOUT_S
     while not condition(events):
         assert time.monotonic() < deadline_s, f"{what}: not within {TIMEOUT_S} s; {pool.num_workers} workers"
-        polled = pool.poll(0.2)
-        events += polled
-        if not polled:
-            time.sleep(0.05)  # an idle pool answers at once
+        events += pool.poll(0.2)
     return events
 
 
@@ -234,6 +231,42 @@ def test_idle_workers_are_given_back_and_a_new_wish_is_made(
     ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False)
     assert _wish() == [], "what outlives the sweep would keep the nodes for ever"
     ray.shutdown()
+
+
+def test_an_elastic_pool_is_resized_and_so_is_its_wish(
+    make_pool: Callable[..., RayPool], add_node: Callable[..., Any], setup: WorkerSetup
+) -> None:
+    add_node(num_cpus=3)
+    pool = make_pool(num_workers=1)
+    _until(pool, lambda _: pool.num_idle == 1, "the one worker")
+    assert len(_wish()) == 1
+
+    pool.resize(2, most_useful=9)
+    _until(pool, lambda _: pool.num_idle == 2, "as many as there are to be, though there is room for one more")
+    assert (pool.num_workers, len(_wish())) == (2, 2)
+    for run_id in ("a", "b"):
+        pool.submit(_lease(run_id, num_steps=10**6))
+    heard: set[str] = set()
+    while heard != {"a", "b"}:
+        heard |= {event.lease.spec.run_id for event in _until(pool, _has(RunProgressed), "runs are under way")}
+
+    pool.resize("auto", most_useful=4)
+    _until(pool, lambda _: pool.num_idle == 1, "the room that is left; there is none for a fourth")
+    assert (pool.num_workers, len(_wish())) == (3, 4), "the autoscaler may make some"
+
+    pool.resize(1, most_useful=9)
+    assert len(_wish()) == 1
+    events = _until(pool, _has(RunStopped), "one of the runs has to wait")
+    [stopped] = [event for event in events if isinstance(event, RunStopped)]
+    assert step_of(setup.checkpoints.latest(stopped.lease.spec.run_id) or "") == stopped.step
+    (other,) = {"a", "b"} - {stopped.lease.spec.run_id}
+    events = _until(pool, _has(RunProgressed), "the other one goes on")
+    assert {event.lease.spec.run_id for event in events} == {other}
+    assert (pool.num_workers, pool.num_idle) == (1, 0)
+
+    pool.resize(3, most_useful=9)
+    _until(pool, lambda _: pool.num_idle == 2, "its place is free again")
+    assert len(_wish()) == 3
 
 
 def test_a_cluster_without_room_is_given_up_in_the_end(make_pool: Callable[..., RayPool]) -> None:

@@ -482,6 +482,11 @@ UNFIT: list[tuple[str, dict[str, Any], str]] = [
     ("unknown bound", {"objective": {"constraints": {"fgo": {"max": 1}}}}, "constraints.fgo: must be one of reward, j"),
     ("a bound of nothing", {"objective": {"constraints": {"fog": {}}}}, "constraints.fog: must have min, max or both"),
     ("shared SQLite", {"share_study": True}, "share_study: needs PostgreSQL"),
+    ("a storage without a scheme", {"storage": "foo"}, "storage: must be a URL, as journal:///study.journal, sqlite"),
+    ("a storage that forgets", {"storage": "sqlite://"}, "three slashes and the path of a file"),
+    ("an old name", {"storage": "postgres://me:s3cret@db/sweeps"}, "there is no kind of database 'postgres'"),
+    ("a port in words", {"storage": "postgresql://me@db:port/sweeps"}, "storage: must be a URL"),
+    ("a study nowhere", {"search": {"warm_start": {"name": "x", "storage": "x.db"}}}, "warm_start.storage: must be a U"),
     ("half a study", {"search": {"warm_start": {"name": "x"}}}, "search.warm_start.storage: is missing"),
     ("evaluations that would be skipped", {"evaluation": {"every": 25}},
      "evaluation.every: must be a multiple of optimization.log_every (10)"),
@@ -495,6 +500,26 @@ def test_what_does_not_go_together_is_told(tmp_path: Path, change: dict[str, Any
     with pytest.raises(UserError) as caught:
         load(tmp_path, **change)
     assert line in str(caught.value)
+
+
+def test_a_sweep_of_one_run_stays_a_sweep_and_an_object_an_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = config.load_asset("a red cube", ["output=made", "name=made"])
+    config.claim_output(made)
+    assert config.load_output(Path("made")).is_asset
+    with pytest.raises(UserError, match="makes one object, with one seed and without a search"):
+        config.load_output(Path("made"), ["trials=3"])
+
+    (tmp_path / "one.yaml").write_text("defaults: [asset, _self_]\nname: made\nprompts: [a red cube]\noutput: swept\n")
+    swept = config.load(Path("one.yaml"))
+    assert swept.definition() == made.definition()
+    config.claim_output(swept)
+    assert not config.load_output(Path("swept")).is_asset, "its study is to be told"
+    assert config.load_output(Path("swept"), ["trials=3"]).num_trials == 3
+    with pytest.raises(UserError, match=r"holds another sweep \(it was made by psd run\)"):
+        config.claim_output(config.load(Path("one.yaml"), ["output=made"]))
 
 
 def test_a_folder_without_a_sweep_cannot_be_resumed(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ import pytest
 from orchestrator import cli
 from orchestrator.budget import Budget
 from orchestrator.checkpoints import DirectoryCheckpoints
+from orchestrator.cli import search
+from orchestrator.cli.search import patiently
 from orchestrator.clock import ManualClock
 from orchestrator.driver import StorageUnavailable, SweepDriver, SweepEvent, TrialCompleted
 from orchestrator.errors import StudyUnavailableError, SweepAbortedError
@@ -82,6 +84,49 @@ def test_drivers_share_a_study_only_if_both_choose_to(server: Server) -> None:
         assert first is not None
         assert second is not None
         assert third is None
+
+
+def test_a_server_that_is_away_at_the_start_is_waited_for(
+    server: Server, studies: Studies, caplog: pytest.LogCaptureFixture
+) -> None:
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        server.start()
+
+    with contextlib.ExitStack() as claims:
+        server.kill()
+        opened = patiently(lambda: claims.enter_context(claim_study(server.url(), "away", shared=False)), sleep=nap)
+        assert opened is not None
+    server.kill()
+    patiently(lambda: studies.open(server, "away"), sleep=nap)
+    assert len(naps) == 2
+    told = [record.message for record in caplog.records]
+    assert all("the study does not answer (connection failed: " in message for message in told)
+    assert all(message.endswith("; trying again for up to 15 minutes") for message in told)
+    assert PASSWORD not in caplog.text
+
+
+def test_a_server_that_stays_away_is_told_with_what_to_do(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search, "PATIENCE_S", 0.0)
+    monkeypatch.setitem(sys.modules, "orchestrator.ray_pool", None)  # Ray must not start for any of this
+    words = [SWEEP, "tracking.kind=none", f"storage={server.url()}"]
+    server.kill()
+    try:
+        for command in (["sweep", *words], ["resume", "outputs/cfg_scale", words[-1]]):
+            assert cli.main(command) == 1
+            error = capsys.readouterr().err
+            assert error.startswith("psd: the study does not answer (connection failed: ")
+            assert error.endswith("nothing is lost: give the same command again when it is back\n")
+            assert PASSWORD not in error
+        assert cli.main(["status", "outputs/cfg_scale"]) == 2
+        assert "storage: the study does not answer (connection failed: " in capsys.readouterr().err
+    finally:
+        server.start()
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from orchestrator.experiment_config.distillation import NegativeEmbeddingConfig
 from orchestrator.experiment_config.experiment import experiment
 from orchestrator.experiment_config.scenes import HashGridConfig, ShadingConfig, VoxelGridConfig
 from orchestrator.failure import classify
+from orchestrator.heartbeat import asks_patience
 from orchestrator.objective import Progress
+from orchestrator.psd_objective.compilation import excuse_compiling
 from orchestrator.psd_objective.objective import PsdObjective
 from orchestrator.trial import FailureKind, RunSpec
 from psd.distillation import negative_embedding
@@ -176,3 +179,18 @@ def test_the_toybox_experiment_is_valid() -> None:
     # through Hydra's YAML, which reads 1e-3 as a number where plain YAML 1.1 reads text
     plain = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / "toybox.yaml"))
     assert experiment(plain).prior.path == "toybox"  # type: ignore[arg-type]
+
+
+def test_a_worker_asks_for_patience_while_it_compiles() -> None:
+    asked: list[bool] = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        asked.append(asks_patience())
+        return graph.forward
+
+    excuse_compiling()
+    double = torch.compile(lambda x: 2 * x, backend=compiler, dynamic=False)
+    for size in (2, 2, 3):
+        assert torch.equal(double(torch.ones(size)), torch.full((size,), 2.0))
+        assert not asks_patience()
+    assert asked == [True, True], "once for each batch size"

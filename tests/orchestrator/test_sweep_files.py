@@ -25,8 +25,8 @@ CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.yaml"))
 RUN_AS_WRITTEN = {
     "byte_order_mark", "date", "defaults_twice", "emoji", "exponent_without_dot", "huge_integer", "hydra_settings",
     "merge_key", "name_with_spaces", "octal", "prompt_of_two_lines", "pruning_other_kind", "reward_with_slash",
-    "rewards_empty", "space_bools", "space_huge", "space_hydra_interval", "space_kinds", "storage_nonsense",
-    "storage_password", "variants_numbers", "variants_same_key_twice", "windows_lines",
+    "rewards_empty", "space_bools", "space_huge", "space_hydra_interval", "space_kinds", "storage_password",
+    "variants_numbers", "variants_same_key_twice", "windows_lines",
 }  # fmt: skip
 
 

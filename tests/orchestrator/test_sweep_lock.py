@@ -63,15 +63,35 @@ def test_where_locks_do_not_reach_other_hosts_a_driver_there_is_believed_while_i
 ) -> None:
     lock = tmp_path / ".lock"
     lock.write_text('{"host": "gpu-17", "pid": 4711, "since": "2026-11-22 10:00:00"}\n')
-    with pytest.raises(HeldError) as refused, held(tmp_path):
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 10:
+            os.utime(lock)
+
+    with pytest.raises(HeldError) as refused, held(tmp_path, sleep=nap):
         pass
+    assert len(naps) == 10
     assert str(refused.value.holder) == "process 4711 on gpu-17, since 2026-11-22 10:00:00"
     assert holder(tmp_path) == refused.value.holder
-    modified_s = lock.stat().st_mtime - sweep_lock.STALE_S - 1
-    os.utime(lock, (modified_s, modified_s))
+
+
+def test_a_driver_whose_host_went_down_is_not_waited_for_after_a_minute(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / ".lock"
+    lock.write_text('{"host": "gpu-17", "pid": 4711, "since": "2026-11-22 10:00:00"}\n')
+    ages_s = iter(range(30, 100))
+    monkeypatch.setattr(sweep_lock, "_age_s", lambda path: next(ages_s))
+    with held(tmp_path, sleep=lambda seconds: None):
+        pass
+    assert next(ages_s) == sweep_lock.STALE_S + 1
+    assert caplog.messages == [
+        "waiting for up to 60 s to see whether process 4711 on gpu-17, since 2026-11-22 10:00:00 is still at work"
+    ]
+    lock.write_text('{"host": "gpu-17", "pid": 4711, "since": "2026-11-22 10:00:00"}\n')
     assert holder(tmp_path) is None
-    with held(tmp_path):
-        assert holder(tmp_path) == holder(tmp_path)
 
 
 def test_the_holder_touches_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
