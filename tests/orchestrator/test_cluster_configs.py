@@ -85,6 +85,10 @@ def test_clouds_run_workers_on_spot_nodes_that_say_so() -> None:
         assert labels == {"head": None, "spot_gpu": "spot", "on_demand_gpu": "on-demand"}
         assert [kind for kind, node in types.items() if is_spot(node["node_config"])] == ["spot_gpu"]
         assert types["head"]["resources"] == {"CPU": 0}, "no run on the node that holds the study"
+        images = [node["node_config"].get("ImageId", "") for node in types.values()]
+        assert not any(image.startswith("resolve:") for image in images), (
+            "the head starts workers and may not look it up"
+        )
 
 
 def _at(node: Any, path: str) -> list[Any]:
@@ -176,10 +180,11 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     venv.mkdir(parents=True)
     log = tmp_path / "log"
     _tool(tools, "scontrol", f'[ "$1" = show ] && printf "n1\\nn2\\n" || echo "scontrol $*" >>{log}')
-    # srun --nodes=1 --ntasks=1 --overlap --nodelist=NODE COMMAND...
-    _tool(tools, "srun", f'echo "${{@:4}}" >>{log}; exec "${{@:5}}"')
-    _tool(venv, "ray", 'case "$1" in start) exec sleep 60 ;; esac')
-    _tool(venv, "python", 'case "$2" in *token*) echo secret ;; *) echo 10.0.0.1 ;; esac')
+    # srun --nodes=1 --ntasks=1 --overlap --nodelist=NODE COMMAND...; the second node is larger
+    size = "SLURM_CPUS_ON_NODE=32 SLURM_GPUS_ON_NODE=8"
+    _tool(tools, "srun", f'[ $4 = --nodelist=n1 ] || export {size}; SLURM_NODE=${{4#*=}} exec "${{@:5}}"')
+    _tool(venv, "ray", f'case "$1" in start) echo "$SLURM_NODE ray $*" >>{log}; exec sleep 60 ;; esac')
+    _tool(venv, "python", f'case "$2" in *token*) echo secret ;; *) echo "route to $3" >>{log}; echo 10.0.0.1 ;; esac')
     _tool(venv, "psd", f'echo "psd $* at $RAY_ADDRESS with $RAY_AUTH_TOKEN" >>{log}; exit ${{PSD_STATUS:-0}}')
     return {
         "PATH": f"{tools}:{os.environ['PATH']}",
@@ -205,12 +210,11 @@ def test_slurm_starts_ray_on_every_node_and_the_sweep_on_the_first(slurm: dict[s
     done = _sbatch(slurm, "sweeps/cfg_scale.yaml", "prompts=[a red cube]")
     assert done.returncode == 0, done.stderr
     log = Path(slurm["SLURM_SUBMIT_DIR"], "log").read_text()
-    size = "--num-cpus=16 --num-gpus=4 --disable-usage-stats --block"
-    assert (
-        f"--nodelist=n1 ray start --head --node-ip-address=10.0.0.1 --port=20007 --include-dashboard=false {size}\n"
-        in log
-    )
-    assert f"--nodelist=n2 ray start --address=10.0.0.1:20007 {size}\n" in log
+    head = "--head --node-ip-address=10.0.0.1 --port=20007 --include-dashboard=false --num-cpus=16 --num-gpus=4"
+    assert f"n1 ray start {head} --disable-usage-stats --block\n" in log
+    other = "--address=10.0.0.1:20007 --num-cpus=32 --num-gpus=8"
+    assert f"n2 ray start {other} --disable-usage-stats --block\n" in log
+    assert "route to n2\n" in log, "the address of the first node is that by which the last one reaches it"
     assert "psd sweep sweeps/cfg_scale.yaml prompts=[a red cube] at 10.0.0.1:20007 with secret\n" in log
     assert "requeue" not in log
 

@@ -486,7 +486,7 @@ UNFIT: list[tuple[str, dict[str, Any], str]] = [
     ("a storage that forgets", {"storage": "sqlite://"}, "three slashes and the path of a file"),
     ("an old name", {"storage": "postgres://me:s3cret@db/sweeps"}, "there is no kind of database 'postgres'"),
     ("a port in words", {"storage": "postgresql://me@db:port/sweeps"}, "storage: must be a URL"),
-    ("a study nowhere", {"search": {"warm_start": {"name": "x", "storage": "x.db"}}}, "warm_start.storage: must be a U"),
+    ("a study nowhere", {"search": {"warm_start": {"name": "x", "storage": "x.db"}}}, "warm_start.storage: must be"),
     ("half a study", {"search": {"warm_start": {"name": "x"}}}, "search.warm_start.storage: is missing"),
     ("evaluations that would be skipped", {"evaluation": {"every": 25}},
      "evaluation.every: must be a multiple of optimization.log_every (10)"),
