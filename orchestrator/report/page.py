@@ -74,7 +74,7 @@ def render_page(report: SweepReport) -> str:
     return environment.get_template("page.html").render(
         report=report,
         best=[card for card in cards if card.is_best],
-        trials=[card for card in cards if card.runs],
+        others=[card for card in cards if card.runs and not card.is_best],
         charts=_charts(report),
         columns=columns,
         plotly_js=Markup(get_plotlyjs()),
@@ -88,7 +88,7 @@ def _charts(report: SweepReport) -> list[_Charts]:
     note = f"Means over each trial's runs, dark the best{f'; the best {plots.MAX_CURVES} trials' if many else ''}."
     groups = [
         ("Values", "Point at a trial for its settings.", [plots.history(report.rows, goal), *_trade_offs(report)]),
-        ("Settings", "", _over_settings(report)),
+        _over_settings(report),
         ("Curves", note, [plots.curves(report.rows, report.runs, metric) for metric in report.curve_metrics]),
     ]
     return [
@@ -98,12 +98,14 @@ def _charts(report: SweepReport) -> list[_Charts]:
     ]
 
 
-def _over_settings(report: SweepReport) -> list[Figure | None]:
+def _over_settings(report: SweepReport) -> tuple[str, str, list[Figure | None]]:
     [goal, *_] = report.goals
     if report.compares_variants:
         [name] = report.domains
-        return [plots.between_variants(report.rows, report.runs, goal, name)]
-    return [plots.against_setting(report.rows, goal, name, domain) for name, domain in report.domains.items()]
+        note = "Grey the runs; on them their mean, with its standard error."
+        return "Variants", note, [plots.between_variants(report.rows, report.runs, goal, name)]
+    figures = [plots.against_setting(report.rows, goal, name, domain) for name, domain in report.domains.items()]
+    return "Settings", "", figures
 
 
 def _trade_offs(report: SweepReport) -> list[Figure | None]:
