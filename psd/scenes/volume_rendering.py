@@ -50,7 +50,7 @@ def render_field(
 
     All samples of a ray share one random offset within their bins: unbiased, and a fraction of the random numbers.
     With an occupancy grid, density is only asked for where the grid says that something is. On a GPU nerfacc's kernel
-    marches through it, in steps of the sphere's diameter over ``num_samples``, jittered by torch's global generator.
+    marches through it, in steps of the sphere's diameter over ``num_samples`` that begin at the same offset.
     Light needs normals; without them ``Render.normals`` and ``Render.orientation`` are None.
     """
     views, height, width = len(cameras), cameras.height, cameras.width
@@ -116,8 +116,8 @@ def _march(
     num_samples: int,
     occupancy: OccGridEstimator | None,
 ) -> _March:
-    if occupancy is not None and rays.near.is_cuda:
-        return _march_on_gpu(field, rays, occupancy, num_samples, jittered=offsets is not None)
+    if occupancy is not None and has_kernels(rays.near.device):
+        return _march_by_kernel(field, rays, offsets, num_samples, occupancy)
     fractions = torch.linspace(0, 1, num_samples + 1, device=rays.near.device, dtype=rays.near.dtype)
     edges = rays.near[:, None] + (rays.far - rays.near)[:, None] * fractions
     t_starts, t_ends = edges[:, :-1], edges[:, 1:]
@@ -139,18 +139,21 @@ def _march(
     return _March(opacity, depth, ray=ray.flatten(), t=t.flatten(), weight=(weights * counts).flatten())
 
 
-def _march_on_gpu(
-    field: Field, rays: _Rays, occupancy: OccGridEstimator, num_samples: int, *, jittered: bool
+def _march_by_kernel(
+    field: Field, rays: _Rays, offsets: Float[Tensor, " n"] | None, num_samples: int, occupancy: OccGridEstimator
 ) -> _March:
-    """The same with nerfacc's CUDA kernels: as many samples a ray as there are occupied cells to cross."""
-    num_rays = len(rays.near)
+    """The same with nerfacc's CUDA kernels: as many samples a ray as there are occupied cells to cross.
+
+    The kernel's own jitter is left off: it comes from CUDA's global generator, which ``checkpoint`` does not restore
+    for the second march of a large picture, so that this one would meet other samples.
+    """
+    num_rays, step = len(rays.near), 2 * SCENE_RADIUS / num_samples
     ray, t_starts, t_ends = occupancy.sampling(
         rays.origins,
         rays.directions,
-        t_min=rays.near,
+        t_min=rays.near if offsets is None else rays.near + step * offsets,
         t_max=rays.far,
-        render_step_size=2 * SCENE_RADIUS / num_samples,
-        stratified=jittered,
+        render_step_size=step,
     )
     t = (t_starts + t_ends) / 2
     density = field.density(rays.points(ray, t))
@@ -164,6 +167,11 @@ def _march_on_gpu(
         t=t[heavy],
         weight=weights[heavy],
     )
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether nerfacc's kernels, which march through an occupancy grid, run there."""
+    return device.type == "cuda"
 
 
 def picks_samples(device: torch.device) -> bool:

@@ -11,6 +11,7 @@ import torch
 from psd.scenes.hash_grid import PRIMES, HashEncoding, HashGrid, HashGridConfig
 from psd.scenes.volume_rendering import SCENE_RADIUS, occupied, render_field
 from tests.psd.fields import Balls, views
+from tests.psd.nerfacc_kernels import use_plain_kernels
 
 WHITE = torch.ones(3)
 SMALL = HashGridConfig(
@@ -128,13 +129,48 @@ def test_it_learns_a_ball_and_then_skips_what_is_empty() -> None:
     assert not occupied(scene.occupancy, outside).any()
 
 
-@pytest.mark.gpu
-def test_nerfaccs_kernels_see_what_the_torch_marcher_sees() -> None:
-    scene, cameras = HashGrid(SMALL), views(0.0, 90.0, size=64)
+def test_the_way_over_kernels_sees_what_the_torch_marcher_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, cameras = rough_grid(), views(0.0, 90.0, size=24)
+    slow = render_field(scene.field(), cameras, WHITE, num_samples=128, occupancy=scene.occupancy, normals=True)
+    use_plain_kernels(monkeypatch)
+    fast = render_field(scene.field(), cameras, WHITE, num_samples=128, occupancy=scene.occupancy, normals=True)
+    for name in ("rgb", "opacity", "normals"):
+        assert (getattr(fast, name) - getattr(slow, name)).abs().mean() < 0.01, name
+    assert not torch.equal(fast.rgb, slow.rgb), "the steps are others"
+
+
+def test_in_parts_the_way_over_kernels_has_the_same_jitter_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backward pass of a large picture marches a second time, and must meet the same samples."""
+    use_plain_kernels(monkeypatch)
+    scene, cameras = rough_grid(), views(0.0, 90.0, size=12)
+
+    def render() -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        generator = torch.Generator().manual_seed(3)
+        rgb = render_field(
+            scene.field(), cameras, WHITE, num_samples=24, occupancy=scene.occupancy, generator=generator
+        ).rgb
+        return rgb, torch.autograd.grad(rgb[:, 0].sum(), [*scene.parameters()])
+
+    whole, expected = render()
+    monkeypatch.setattr("psd.scenes.volume_rendering.MAX_RAYS_AT_ONCE", 50)
+    pieces, found = render()
+    torch.testing.assert_close(pieces, whole)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def rough_grid() -> HashGrid:
+    torch.manual_seed(0)
+    scene = HashGrid(SMALL)
     with torch.no_grad():
         for table in scene.encoding.tables:
             table.normal_(std=0.3)
     scene.on_step(0)
+    return scene
+
+
+@pytest.mark.gpu
+def test_nerfaccs_kernels_see_what_the_torch_marcher_sees() -> None:
+    scene, cameras = rough_grid(), views(0.0, 90.0, size=64)
     field = scene.field()
     slow = render_field(field, cameras, WHITE, num_samples=256, occupancy=scene.occupancy)
     scene.cuda()
