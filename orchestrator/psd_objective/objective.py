@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,7 +16,7 @@ import transformers
 
 from orchestrator.experiment_config.experiment import ExperimentConfig, experiment
 from orchestrator.experiment_config.rewards import SingleRewardConfig
-from orchestrator.heartbeat import beat
+from orchestrator.heartbeat import beat, patience
 from orchestrator.objective import Progress
 from orchestrator.psd_objective.distillation import build_distillation
 from orchestrator.psd_objective.evaluator import Evaluator
@@ -148,7 +149,9 @@ class PsdRun:
         last = min(first - first % self._log_every + self._log_every, self._num_steps)
         terms: dict[str, list[float]] = defaultdict(list)
         for _ in range(first, last):
-            report = self._optimization.step()
+            # Any step may be the first with its number of views, which torch compiles anew for minutes.
+            with patience() if self._config.prior.compile else nullcontext():
+                report = self._optimization.step()
             beat()
             self._unet_calls += report.unet_calls
             for name, value in report.terms.items():

@@ -25,6 +25,7 @@ from orchestrator.psd_objective.compilation import excuse_compiling
 from orchestrator.psd_objective.objective import PsdObjective
 from orchestrator.trial import FailureKind, RunSpec
 from psd.distillation import negative_embedding
+from psd.optimization import Optimization, StepReport
 from psd.priors.multiview import MultiviewPrior
 from psd.rewards.clip_preference import ClipPreferenceReward
 from psd.scenes import hash_grid, shading, voxel_grid
@@ -110,6 +111,25 @@ def test_the_models_stay_warm(spec: RunSpec, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("orchestrator.psd_objective.models.MultiviewPrior", None)
     monkeypatch.setattr("orchestrator.psd_objective.models.ClipPreferenceReward", None)
     objective.start(spec, tmp_path, None)
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_step_that_may_compile_asks_for_patience(
+    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiles: bool
+) -> None:
+    asked = []
+
+    def step(optimization: Optimization) -> StepReport:
+        asked.append(asks_patience())
+        optimization.next_step += 1
+        return StepReport(step=optimization.next_step - 1, terms={}, unet_calls=0)
+
+    monkeypatch.setattr(Optimization, "step", step)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, dynamic: None)
+    config = {**spec.config, "prior": {**spec.config["prior"], "compile": compiles}}
+    PsdObjective().start(replace(spec, config=config), tmp_path, None).advance()
+    assert asked == [compiles] * 2
+    assert not asks_patience()
 
 
 def test_numbers_that_overflow_are_told_with_term_step_and_remedy(
