@@ -1,4 +1,8 @@
-"""BLIP-VQA as a reward (T2I-CompBench, arXiv 2307.06350): how sure a model is that the image shows the prompt."""
+"""BLIP-VQA as a reward: how sure a model that answers questions is that the image shows the prompt.
+
+The question and the score are those of VQAScore (arXiv 2404.01291), without its "Please answer yes or no."
+T2I-CompBench (arXiv 2307.06350) asks the same model about each noun phrase of the prompt instead.
+"""
 
 from __future__ import annotations
 
