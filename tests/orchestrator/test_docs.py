@@ -104,8 +104,13 @@ def test_commands_that_are_written_down_are_right(
     monkeypatch.chdir(ROOT)
     words = shlex.split(command, comments=True)[1:]
     status = cli.main([*words, f"output={tmp_path / 'out'}", "--dry-run"])
-    needs = "prior.path: no Stable Diffusion" if "experiment=image2d" in words else "there is no 'mine'"
-    assert status == 0 or needs in capsys.readouterr().err
+    told = capsys.readouterr().err
+    if "experiment=image2d" in words:
+        assert "prior.path: no Stable Diffusion" in told
+    elif any(word.startswith("sweeps/paper/") for word in words):
+        assert "prior.path: no multi-view prior" in told
+    else:
+        assert status == 0 or "there is no 'mine'" in told
 
 
 def test_the_reference_lists_every_setting_with_its_default() -> None:

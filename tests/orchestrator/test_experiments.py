@@ -11,6 +11,8 @@ from orchestrator.config import CONF
 from orchestrator.experiment_config.experiment import experiment
 from orchestrator.psd_inputs import checkpoints
 
+SWEEP_FILES = Path(__file__).parents[2] / "sweeps"
+SWEEPS = sorted(SWEEP_FILES.rglob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
@@ -30,6 +32,15 @@ def test_what_is_missing_can_be_fetched(name: str) -> None:
     for checkpoint in checkpoints(settings):
         if checkpoint.problem:
             assert checkpoint.published is not None, f"{name}: {checkpoint.key} {checkpoint.path}"
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: str(file.relative_to(SWEEP_FILES)))
+def test_every_sweep_that_ships_can_be_planned(file: Path) -> None:
+    """All but the weights, which those of the paper's scale need."""
+    sweep = config.load(file, [])
+    varied = [experiment(settings) for settings in config.experiments(sweep).values()]
+    assert len({repr(settings) for settings in varied}) == len(varied), "two variants are the same"
+    assert sweep.num_trials > 1
 
 
 def test_sd15_differs_from_sd21_in_the_prior_alone() -> None:

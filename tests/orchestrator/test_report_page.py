@@ -88,9 +88,7 @@ def test_pictures_stand_for_runs_and_nothing_comes_from_elsewhere() -> None:
     rows = trial_rows([record(0, 2.0), record(1, 3.0), record(2, None)], [JUDGE])
     read = _Reader(page(rows, [run(0, 0, [1, 2]), run(1, 0, [2, 3]), run(1, 1, [2], done=False)]))
     best, first = "runs/t0001-p00-s0", "runs/t0000-p00-s0"
-    assert read.images == [
-        f"{folder}/turntable.gif" for folder in (best, first)
-    ]  # the best one stands on top, too
+    assert read.images == [f"{folder}/turntable.gif" for folder in (best, first)]  # the best one stands on top, too
     assert f"{first}/mesh.glb" in read.links
     assert "runs/t0001-p00-s1/metrics.jsonl" in read.links
     assert not [link for link in read.links if "//" in link]
