@@ -119,11 +119,13 @@ def test_a_large_picture_is_rendered_in_pieces_without_seams(monkeypatch: pytest
     assert torch.equal(render_field(Balls(), views(0.0, 30.0), WHITE, num_samples=16).rgb, whole.rgb)
 
 
-@pytest.mark.parametrize(
-    "scene",
-    [HashGrid(HashGridConfig(log2_table_size=10)), VoxelGrid(VoxelGridConfig(resolution=20))],
-    ids=["hash grid", "voxel grid"],
-)
+@pytest.fixture(params=["hash grid", "voxel grid"])
+def scene(request: pytest.FixtureRequest) -> HashGrid | VoxelGrid:
+    if request.param == "hash grid":
+        return HashGrid(HashGridConfig(log2_table_size=10))
+    return VoxelGrid(VoxelGridConfig(resolution=20))
+
+
 def test_a_large_picture_holds_no_sample_for_the_backward_pass(
     scene: HashGrid | VoxelGrid, monkeypatch: pytest.MonkeyPatch
 ) -> None:
