@@ -173,7 +173,7 @@ class HashGrid(Scene):
         self.renderer = VolumeRenderer(config, seed=seed)
         box = [-SCENE_RADIUS] * 3 + [SCENE_RADIUS] * 3
         self.occupancy = OccGridEstimator(box, resolution=config.occupancy_resolution)
-        self.occupancy.binaries.fill_(True)  # until the first look at it
+        self._look_for_empty_cells(0)  # or the first picture would take many times the memory of all others
 
     def render(self, cameras: Cameras, background: Float[Tensor, "3"] | Float[Tensor, "v 3 h w"]) -> Render:
         rendered: Render = self.renderer(self.field(), cameras, background, self.occupancy)
@@ -194,6 +194,9 @@ class HashGrid(Scene):
 
     def on_step(self, step: int) -> None:
         self.renderer.step = step
+        self._look_for_empty_cells(step)
+
+    def _look_for_empty_cells(self, step: int) -> None:
         field, step_length = self.field(), 2 * SCENE_RADIUS / self.config.num_samples
         self.occupancy.update_every_n_steps(
             step,

@@ -109,6 +109,14 @@ def test_only_occupied_cells_are_asked_and_nothing_is_lost() -> None:
     assert num_skipping < 0.25 * Counting.asked
 
 
+def test_the_first_picture_skips_what_is_empty() -> None:
+    """With every sample of every ray it would take several times the memory of all that follow."""
+    scene = HashGrid(HashGridConfig(num_levels=2, log2_table_size=8))
+    assert occupied(scene.occupancy, 0.3 * torch.eye(3)).all()
+    assert not occupied(scene.occupancy, 0.9 * torch.eye(3)).any()
+    assert float(scene.occupancy.binaries.float().mean()) < 0.2
+
+
 def test_it_learns_a_ball_and_then_skips_what_is_empty() -> None:
     scene = HashGrid(SMALL)
     optimizer = torch.optim.Adam(scene.param_groups(), betas=(0.9, 0.99), eps=1e-15)
