@@ -22,7 +22,7 @@ from psd.checkpoint_files import write_json
 from psd.open_clip import text_config, text_state
 from psd.priors.base import NoiseSchedule
 from psd.priors.diffusers_folder import CAMERA_DIM
-from psd.state_dicts import read_state_dict, take
+from psd.state_dicts import fill, read_state_dict, take
 
 _UNET, _AUTOENCODER, _TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
 _CAMERAS = "camera_embed."
@@ -164,12 +164,7 @@ def _save_filled(
     folder: Path,
     checkpoint: Path,
 ) -> None:
-    """Saves a model, made without weights, with exactly these."""
-    try:
-        model.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{checkpoint} does not fill the {folder.name}: {reason}") from error
+    fill(model, tensors, what=f"the {folder.name}", checkpoint=checkpoint)
     model.save_pretrained(folder)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from psd.checkpoint_files import write_json
 from psd.open_clip import num_layers, text_config, text_state, tower_state
 from psd.rewards.preprocessing import Preprocessing
-from psd.state_dicts import read_state_dict, take
+from psd.state_dicts import fill, read_state_dict, take
 
 _NUM_HEADS = 16  # of ViT-H/14, in both towers; a state dict does not say it
 _NEEDED = ("visual.conv1.weight", "visual.proj", "token_embedding.weight", "text_projection", "logit_scale")
@@ -43,11 +44,9 @@ def convert_hpsv2(checkpoint: Path, out: Path, tokenizer: Path) -> None:
             f"{len(tensors['token_embedding.weight'])}; give a folder with CLIP's tokenizer"
         )
     config = _config(tensors, words)
-    model = CLIPModel(config).to(tensors["visual.proj"].dtype)
-    try:
-        model.load_state_dict(_renamed(tensors))
-    except RuntimeError as error:
-        raise ValueError(f"{checkpoint} does not fill a CLIPModel: {str(error)[:300]}") from error
+    with torch.device("meta"):
+        model = CLIPModel(config)
+    fill(model, _renamed(tensors), what="a CLIPModel", checkpoint=checkpoint)
     model.save_pretrained(out)
     words.save_pretrained(out)
     preprocessing = Preprocessing(image_size=config.vision_config.image_size)
