@@ -1,14 +1,16 @@
-"""What a step costs under each method: milliseconds, phase by phase, and GPU memory.
+"""What a step costs under each method: milliseconds, phase by phase, and memory.
 
 python -m benchmarks.step                        # the built-in world's checkpoints
 python -m benchmarks.step --prior mid-size       # random weights: on a CPU, a step of a second or so
 python -m benchmarks.step --prior sd21-size      # random weights of MVDream's and HPSv2.1's size; for a GPU
 python -m benchmarks.step --prior DIR --reward DIR
+python -m benchmarks.step --prior sd21-size --scene hash_grid --methods 'PSD*' --dtype bfloat16 --warmup 0 --steps 4
 
 The methods take turns, step by step, so that a busy machine slows all alike. A number is the mean of four medians, one
 for every fourth step, so that work that is due every fourth step counts. The floor is what a method would cost if it
-differed from SDS in nothing but the number of views that the UNet denoises. Below the table PSD is held against the
-goals of this project: at most 1.15 times DreamDPO, and at most 2.2 times SDS.
+differed from SDS in nothing but the number of views that the UNet denoises. Memory is the most that a step of the
+method ever held, the models included: of a GPU what torch allocated, else what the process had in memory. Below the
+table PSD is held against the goals of this project: at most 1.15 times DreamDPO, and at most 2.2 times SDS.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -46,6 +50,8 @@ from psd.rewards.base import Reward
 from psd.rewards.clip_preference import ClipPreferenceReward
 from psd.rewards.preprocessing import Preprocessing
 from psd.scenes.backgrounds import FlatBackground
+from psd.scenes.base import Scene
+from psd.scenes.hash_grid import HashGrid, HashGridConfig
 from psd.scenes.voxel_grid import VoxelGrid, VoxelGridConfig
 from psd.schedules import Constant
 
@@ -53,7 +59,8 @@ ROOT = Path(__file__).parents[1]
 CHECKPOINTS = Path(psd.__file__).parent / "toybox" / "checkpoints"
 PHASES = ("render", "encode", "unet", "decode", "reward", "negative", "backward", "optimizer")
 START, END = "<|startoftext|>", "<|endoftext|>"
-NUM_WARMUP, CYCLE = 4, 4  # steps; work that is not due at every step is due every fourth
+CYCLE = 4  # steps; work that is not due at every step is due every fourth
+SCENES = ("voxel_grid", "hash_grid")
 SDS, DREAM_DPO = "SDS", "DreamDPO"
 PSD = ("PSD, preference alone", f"PSD, negative embedding every {CYCLE}th step")
 GOALS = {DREAM_DPO: 1.15, SDS: 2.2}  # the most that PSD may cost, in steps of another method
@@ -157,7 +164,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default=str(CHECKPOINTS / "prior"), help=f"a folder, or {', '.join(SIZES)}")
     parser.add_argument("--reward", default=str(CHECKPOINTS / "reward"), help="a folder, beside a prior's")
+    parser.add_argument("--scene", choices=SCENES, default=SCENES[0], help="hash_grid: with MVDream's settings")
+    names = f"names or patterns of what to measure beside {SDS} and {DREAM_DPO}, with which all is compared"
+    parser.add_argument("--methods", nargs="+", default=["*"], metavar="NAME", help=names)
     parser.add_argument("--steps", type=int, default=20, help="of each method, after the warm-up; a multiple of 4")
+    parser.add_argument("--warmup", type=int, default=4, help="steps of each method that do not count")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the networks; bfloat16 on a GPU")
@@ -171,7 +182,8 @@ def main() -> None:
         prior, reward, image_size = load_models(options, dtype)
     except ValueError as error:
         parser.error(str(error))
-    print(measure_and_report(methods(prior, reward, image_size, options.device), options, dtype))
+    settings = chosen(options.methods)
+    print(measure_and_report(optimizations(settings, prior, reward, image_size, options), options, dtype))
 
 
 def measure_and_report(runs: dict[str, Optimization], options: argparse.Namespace, dtype: torch.dtype) -> str:
@@ -185,12 +197,12 @@ def measure_and_report(runs: dict[str, Optimization], options: argparse.Namespac
     ).stdout.strip()
     command = f"python -m benchmarks.step {' '.join(sys.argv[1:])}".strip()
     head = f"`{command}` at {commit or 'an unknown commit'}: {machine}, torch {torch.__version__}, {dtype}, "
-    costs = measure(runs, options.steps, options.device)
+    costs = measure(runs, options.steps, options.warmup, options.device)
     return f"{head}4 views.\n\n{table(costs)}\n\n{verdict(costs)}"
 
 
-def methods(prior: Prior, reward: Reward, image_size: int, device: str) -> dict[str, Optimization]:
-    """Every method on MVDream's residual, with the same prior, reward, scene and cameras."""
+def chosen(patterns: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What methods are made of, on top of MVDream's residual; the two that all are compared with, always."""
     settings: dict[str, dict[str, Any]] = {
         SDS: {"weighting": SingleWeighting()},
         DREAM_DPO: {"weighting": DreamDpoWeighting()},
@@ -207,9 +219,22 @@ def methods(prior: Prior, reward: Reward, image_size: int, device: str) -> dict[
             "negative_embedding": NegativeEmbeddingConfig(interval=CYCLE),
         },
     }
+    wanted = (SDS, DREAM_DPO, *patterns)
+    return {name: parts for name, parts in settings.items() if any(fnmatchcase(name, pattern) for pattern in wanted)}
+
+
+def optimizations(
+    settings: Mapping[str, Mapping[str, Any]],
+    prior: Prior,
+    reward: Reward,
+    image_size: int,
+    options: argparse.Namespace,
+) -> dict[str, Optimization]:
+    """Every method with the same prior, reward, scene and cameras."""
+    device = options.device
     return {
         name: Optimization(
-            scene=VoxelGrid(VoxelGridConfig(coarse_steps=0, sparsity=Constant(1.0), smoothness=1.0)).to(device),
+            scene=_scene(options.scene).to(device),
             background=FlatBackground(),
             cameras=CameraSampler(
                 height=image_size, width=image_size, elevation_deg=(10, 35), fov_deg=(40, 40), distance_scale=(1, 1)
@@ -223,29 +248,53 @@ def methods(prior: Prior, reward: Reward, image_size: int, device: str) -> dict[
     }
 
 
-def measure(runs: dict[str, Optimization], num_steps: int, device: str) -> dict[str, Cost]:
+def _scene(kind: str) -> Scene:
+    if kind == "hash_grid":
+        return HashGrid(HashGridConfig())
+    return VoxelGrid(VoxelGridConfig(coarse_steps=0, sparsity=Constant(1.0), smoothness=1.0))
+
+
+def measure(runs: Mapping[str, Optimization], num_steps: int, num_warmup: int, device: str) -> dict[str, Cost]:
     seconds: dict[str, list[dict[str, float]]] = defaultdict(list)
     calls: dict[str, list[int]] = defaultdict(list)
-    peaks: dict[str, float] = defaultdict(float)
-    for step in range(NUM_WARMUP + num_steps):
+    memory, peaks = PeakMemory(device), defaultdict[str, float](float)
+    for step in range(num_warmup + num_steps):
         for name, optimization in runs.items():
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
+            memory.reset()
             with record_phases() as phases:
                 report = optimization.step()
-            if device == "cuda":
-                peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated() / 1e9)
-            if step >= NUM_WARMUP:
+            peaks[name] = max(peaks[name], memory.gb())
+            if step >= num_warmup:
                 seconds[name].append(dict(phases))
                 calls[name].append(report.unet_calls)
     return {
         name: Cost(
             milliseconds={phase: 1000 * _typical([row.get(phase, 0.0) for row in rows]) for phase in PHASES},
             unet_calls=statistics.mean(calls[name]),
-            peak_gb=peaks.get(name),
+            peak_gb=peaks[name] or None,
         )
         for name, rows in seconds.items()
     }
+
+
+class PeakMemory:
+    """The most memory in use since the last reset. Of the CPU's only Linux keeps account; elsewhere it is 0."""
+
+    def __init__(self, device: str) -> None:
+        self._is_gpu = device == "cuda"
+        self._forget, self._status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+    def reset(self) -> None:
+        if self._is_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        elif self._forget.exists():
+            self._forget.write_text("5")  # proc(5): the peak is what is in memory now
+
+    def gb(self) -> float:
+        if self._is_gpu:
+            return torch.cuda.max_memory_allocated() / 1e9
+        lines = self._status.read_text().splitlines() if self._forget.exists() else []
+        return next((int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def _typical(seconds: list[float]) -> float:
@@ -255,7 +304,7 @@ def _typical(seconds: list[float]) -> float:
 def table(costs: dict[str, Cost]) -> str:
     """Markdown."""
     baseline = costs[SDS]
-    columns = ("method", "UNet calls", "ms", "× SDS", "floor", "GPU memory, GB", *PHASES)
+    columns = ("method", "UNet calls", "ms", "× SDS", "floor", "memory, GB", *PHASES)
     lines = [f"| {' | '.join(columns)} |", f"|---|{'--:|' * (len(columns) - 1)}"]
     for name, cost in costs.items():
         cells = [
@@ -274,7 +323,7 @@ def table(costs: dict[str, Cost]) -> str:
 def verdict(costs: dict[str, Cost]) -> str:
     """PSD in steps of the other methods, against the goals."""
     lines = []
-    for name in PSD:
+    for name in (name for name in PSD if name in costs):
         ratios = {other: costs[name].total / costs[other].total for other in GOALS}
         parts = [f"{ratio:.2f} x {other} (goal: at most {GOALS[other]:g})" for other, ratio in ratios.items()]
         met = all(ratio <= GOALS[other] for other, ratio in ratios.items())

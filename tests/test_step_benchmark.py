@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 import pytest
 import torch
 
 from benchmarks import step
-from benchmarks.step import PHASES, PSD, Cost, Size, measure, methods, random_models, table, verdict
+from benchmarks.step import (
+    PHASES,
+    PSD,
+    Cost,
+    PeakMemory,
+    Size,
+    chosen,
+    measure,
+    optimizations,
+    random_models,
+    table,
+    verdict,
+)
+from psd.scenes.hash_grid import HashGridConfig
 
 TINY = Size(
     image_size=16,
@@ -59,10 +75,30 @@ def test_psd_is_held_against_the_goals(costs: dict[str, Cost]) -> None:
     ]
 
 
-def test_all_methods_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "NUM_WARMUP", 0)
+def measured(scene: str, *patterns: str) -> dict[str, Cost]:
     prior, reward, image_size = random_models(TINY, "cpu", torch.float32)
-    found = measure(methods(prior, reward, image_size, "cpu"), 4, "cpu")
+    options = argparse.Namespace(scene=scene, device="cpu")
+    return measure(optimizations(chosen(patterns), prior, reward, image_size, options), 4, 0, "cpu")
+
+
+def test_all_methods_are_measured_side_by_side() -> None:
+    found = measured("voxel_grid", "*")
     calls = {name: round(cost.unet_calls, 2) for name, cost in found.items()}
     assert list(calls.values()) == [8, 16, 8, 56, 16, 18]
     assert all(cost.total > cost.milliseconds["unet"] > 0 for cost in found.values())
+
+
+def test_some_methods_on_a_hash_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "HashGridConfig", lambda: HashGridConfig(num_levels=2, log2_table_size=8, num_samples=16))
+    assert list(measured("hash_grid", "PSD, n*")) == ["SDS", "DreamDPO", PSD[1]]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no account of a process's memory")
+def test_the_peak_of_memory_is_that_since_the_reset() -> None:
+    memory = PeakMemory("cpu")
+    memory.reset()
+    before = memory.gb()
+    torch.ones(2**26)  # a quarter of a gigabyte, and gone
+    assert memory.gb() - before == pytest.approx(2**28 / 1e9, rel=0.2)
+    memory.reset()
+    assert memory.gb() - before < 0.1
