@@ -116,8 +116,9 @@ VARIANTS = (
 
 TITLE = "PSD against SDS on the built-in world"
 INTRODUCTION = """\
-PSD here is this project's reconstruction (decision 0003). Prompts are held out from all training; every variant runs
-on the same prompts with the same seeds. A UNet call is one view denoised with one text."""
+PSD here is this project's reconstruction (docs/decisions/0003-psd-is-a-reconstruction.md). Prompts are held out from
+all training; every variant runs on the same prompts with the same seeds. A UNet call is one view denoised with one
+text."""
 
 
 def compose(overrides: Sequence[str]) -> config.Sweep:
