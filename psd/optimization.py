@@ -1,4 +1,4 @@
-"""Optimization: one asset on its way from a prompt to a scene, step by step, resumable bit for bit."""
+"""Optimization: one asset on its way from a prompt to a scene, step by step, resumable: on a CPU bit for bit."""
 
 from __future__ import annotations
 

@@ -75,6 +75,8 @@ def _devices() -> Finding:
         return Finding(
             subject="devices", text=f"{text}; this torch cannot use the GPU: pip install its CUDA build", ok=False
         )
+    if names and shutil.which("nvcc") is None:
+        text += "; without the CUDA toolkit (nvcc) hash grids take longer"
     return Finding(subject="devices", text=text)
 
 

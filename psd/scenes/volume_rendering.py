@@ -5,8 +5,8 @@ Each ray is cut into equally long bins between entry and exit, so that no sample
 behind. Colour only counts where most of a ray's light comes from.
 
 Picking samples out needs their number, which on a GPU is a wait for it. So on a CPU only the samples that count are
-asked for their colour, and on a GPU all are, the others with weight 0: the picture is the same. nerfacc's kernels,
-which march through a hash grid, wait by themselves, since they allocate what they find.
+asked for their colour, and on a GPU all are, the others with weight 0: the picture is the same. Of a hash grid they are
+picked everywhere: to find what its occupancy grid leaves, by nerfacc's kernels or without them, was a wait already.
 
 Shapes: v = views, n = rays, s = samples along a ray, p = points.
 """
@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from psd.cameras import Cameras
 from psd.scenes.base import Field, Render
+from psd.scenes.nerfacc_kernels import has_kernels
 from psd.scenes.shading import Light
 
 SCENE_RADIUS = 1.15
@@ -49,8 +50,8 @@ def render_field(
     """The field on a background. Samples sit in the middle of their bins, or are jittered if a generator is given.
 
     All samples of a ray share one random offset within their bins: unbiased, and a fraction of the random numbers.
-    With an occupancy grid, density is only asked for where the grid says that something is. On a GPU nerfacc's kernel
-    marches through it, in steps of the sphere's diameter over ``num_samples`` that begin at the same offset.
+    With an occupancy grid, density is only asked for where the grid says that something is. On a GPU nerfacc's kernel,
+    if it can be had, marches through it: in steps of the sphere's diameter over ``num_samples``, with the same offset.
     Light needs normals; without them ``Render.normals`` and ``Render.orientation`` are None.
     """
     views, height, width = len(cameras), cameras.height, cameras.width
@@ -132,7 +133,7 @@ def _march(
     heaviest = weights.detach().amax(dim=-1, keepdim=True)
     counts = weights.detach() >= _least_weight(heaviest)
     opacity, depth = nerfacc.accumulate_along_rays(weights), nerfacc.accumulate_along_rays(weights, t[..., None])
-    if picks_samples(weights.device):
+    if occupancy is not None or picks_samples(weights.device):
         ray, sample = counts.nonzero(as_tuple=True)
         return _March(opacity, depth, ray=ray, t=t[ray, sample], weight=weights[ray, sample])
     ray = torch.arange(len(t), device=t.device)[:, None].expand_as(t)
@@ -167,11 +168,6 @@ def _march_by_kernel(
         t=t[heavy],
         weight=weights[heavy],
     )
-
-
-def has_kernels(device: torch.device) -> bool:
-    """Whether nerfacc's kernels, which march through an occupancy grid, run there."""
-    return device.type == "cuda"
 
 
 def picks_samples(device: torch.device) -> bool:

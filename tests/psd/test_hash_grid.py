@@ -11,7 +11,7 @@ import torch
 from psd.scenes.hash_grid import PRIMES, HashEncoding, HashGrid, HashGridConfig
 from psd.scenes.volume_rendering import SCENE_RADIUS, occupied, render_field
 from tests.psd.fields import Balls, views
-from tests.psd.nerfacc_kernels import use_plain_kernels
+from tests.psd.plain_kernels import use_plain_kernels
 
 WHITE = torch.ones(3)
 SMALL = HashGridConfig(
