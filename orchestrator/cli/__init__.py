@@ -17,7 +17,7 @@ Text-to-3D by Preference Score Distillation, and sweeps over its settings.
   psd sweep sweeps/cfg_scale.yaml                   search CFG scale x preference scale on the built-in world
   psd sweep sweeps/cfg_scale.yaml --dry-run         what would run, without running it
   psd sweep sweeps/cfg_scale.yaml trials=4 'prompts=[a blue torus]'
-  psd run "a red sphere on a blue cube"           one object: mesh, turntable, contact sheet
+  psd run "a red sphere on a blue cube"             one object: mesh, turntable, contact sheet
   psd status outputs/cfg_scale                      how far it is, while it runs or after
   psd report outputs/cfg_scale                      a page with its trials, charts and renders
   psd set outputs/cfg_scale trials=80               change its budgets or workers while it runs
@@ -165,10 +165,14 @@ def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     stop = commands.add_parser("stop", help="have a sweep that runs checkpoint its runs and end")
     stop.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="for example outputs/cfg_scale")
 
-    live = commands.add_parser("set", help="change the budgets or the workers of a sweep while it runs")
+    live = commands.add_parser(
+        "set",
+        usage="psd set [-h] [OUTPUT_DIR] KEY=VALUE ...",
+        help="change the budgets or the workers of a sweep while it runs",
+    )
     live.add_argument(
-        "words", nargs="+", metavar="[OUTPUT_DIR] KEY=VALUE",
-        help="for example trials=80 budget.hours=2; without a folder, the one sweep that is at work under outputs",
+        "words", nargs="+", metavar="KEY=VALUE",
+        help="for example trials=80 budget.hours=2; without a folder, of the one sweep that is at work under outputs",
     )  # fmt: skip
 
     weights = commands.add_parser("weights", help="which checkpoints an experiment needs, and how to get them")

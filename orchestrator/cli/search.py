@@ -87,6 +87,7 @@ def _open(sweep: Sweep, claim: Claim) -> OptunaStudy:
         owner=config.output_id(sweep),
         shared=sweep.config.share_study,
         claim=claim,
+        fingerprint=sweep.fingerprint(),
     )
 
 

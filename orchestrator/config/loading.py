@@ -66,7 +66,8 @@ def load_output(output: Path, overrides: Sequence[str] = ()) -> Sweep:
     """The sweep that an output folder holds, with changes to what may change."""
     file = output / "sweep.json"
     if not file.is_file():
-        raise UserError("holds no sweep (no sweep.json); give the folder that `psd sweep` wrote", file=str(output))
+        near = _near(output) or "; give the folder that `psd sweep` wrote"
+        raise UserError(f"holds no sweep (no sweep.json){near}", file=str(output))
     plain = read_record(file)
     changes = parse_overrides(overrides)
     for key, value in changes.items():
@@ -79,6 +80,16 @@ def load_output(output: Path, overrides: Sequence[str] = ()) -> Sweep:
             raise UserError("unknown key", file="command line", key=key)
     sweep = checked({**plain, "output": str(output)}, overrides, str(file))
     return _as_asset(sweep) if holds_asset(output) else sweep
+
+
+def _near(output: Path) -> str:
+    """The sweeps in a folder, or the one beside it that has about its name."""
+    inside = sorted(str(file.parent) for file in output.glob("*/sweep.json"))
+    if inside:
+        return f"; name one of those in it: {', '.join(inside)}"
+    beside = {file.parent.name: file.parent for file in output.parent.glob("*/sweep.json")}
+    close = difflib.get_close_matches(output.name, beside, n=1)
+    return f"; did you mean {beside[close[0]]}?" if close else ""
 
 
 def _assign(node: dict[str, Any], key: str, value: Any) -> bool:

@@ -25,6 +25,7 @@ from orchestrator.warm_start import KnownPoint
 Direction = Literal["maximize", "minimize"]
 T = TypeVar("T")
 OWNER, TOKEN, SOURCE = "owner", "token", "source"  # user attributes of ours, beside those of a trial's results
+FINGERPRINT = "fingerprint"  # a study's
 _STATES = {
     TrialState.RUNNING: "running",
     TrialState.COMPLETE: "complete",
@@ -47,9 +48,10 @@ class OptunaStudy:
         owner: tells the drivers of a shared study apart; the same after a restart.
         shared: other drivers may be at work on the study: their running trials are left alone.
         claim: of this driver to the study, confirmed before each use; None: nobody else can use it.
+        fingerprint: of the sweep whose trials these are; None: of any.
 
     Raises:
-        ValueError: the storage cannot be opened, or it holds a study of that name with other directions.
+        ValueError: the storage cannot be opened, or its study of that name has other directions or is another sweep's.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class OptunaStudy:
         owner: str = "",
         shared: bool = False,
         claim: Claim | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._start = space, start
@@ -86,6 +89,10 @@ class OptunaStudy:
         if [direction.name.lower() for direction in self._study.directions] != list(directions):
             theirs = ", ".join(direction.name.lower() for direction in self._study.directions)
             raise ValueError(f"the study {name} exists and would {theirs}; use another name")
+        if fingerprint is not None and self._study.user_attrs.get(FINGERPRINT, fingerprint) != fingerprint:
+            raise ValueError(f"the study {name} is of a sweep with other settings; use another name")
+        if fingerprint is not None and FINGERPRINT not in self._study.user_attrs:
+            self._study.set_user_attr(FINGERPRINT, fingerprint)
         self._import(known)
         trials = self._trials()
         self._study.sampler = make_sampler(

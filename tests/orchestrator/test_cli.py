@@ -20,6 +20,7 @@ from orchestrator import cli, config, sweep_lock
 from orchestrator.cli.display import LineDisplay, LiveDisplay, SweepView
 from orchestrator.cli.interrupt import STOP_FILE, Interrupt
 from orchestrator.cli.outcome import typed
+from orchestrator.cli.search import open_study
 from orchestrator.cli.sweep import hold
 from orchestrator.clock import ManualClock
 from orchestrator.driver import RunLeased, TrialCompleted, TrialFailed, TrialStarted
@@ -298,6 +299,20 @@ def test_a_sweep_in_which_everything_fails_is_given_up_and_its_workers_are_close
     with sweep_lock.held(Path("outputs/tiny")):  # and the folder is free
         assert run("status", "outputs/tiny") == 0
     assert "3 failed" in capsys.readouterr().out
+
+
+def test_the_study_of_another_sweep_is_left_alone(
+    sweep_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "orchestrator.ray_pool", None)  # Ray must not start for any of this
+    storage = "storage=sqlite:///shared.db"
+    sweep = config.load(sweep_file, [storage])
+    config.claim_output(sweep)
+    with open_study(sweep):
+        pass
+    assert run("sweep", sweep_file, storage, "output=other", "seeds=[1]") == 2
+    told = "psd: tiny.yaml: storage: the study tiny is of a sweep with other settings; use another name\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_folder_whose_first_driver_was_killed_at_once_is_not_lost(sweep_file: Path) -> None:

@@ -523,8 +523,14 @@ def test_a_sweep_of_one_run_stays_a_sweep_and_an_object_an_object(
 
 
 def test_a_folder_without_a_sweep_cannot_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no sweep"):
+    with pytest.raises(UserError, match=r"holds no sweep \(no sweep.json\); give the folder that"):
         config.load_output(tmp_path)
+    claimed = tmp_path / "outputs" / "cfg_scale"
+    config.claim_output(config.load_asset("a red cube", [f"output={claimed}"]))
+    with pytest.raises(UserError, match=rf"; name one of those in it: {claimed}$"):
+        config.load_output(claimed.parent)
+    with pytest.raises(UserError, match=rf"cfg_scal: holds no sweep \(no sweep.json\); did you mean {claimed}\?$"):
+        config.load_output(claimed.with_name("cfg_scal"))
     (tmp_path / "sweep.json").write_text(json.dumps({"fingerprint": "x"}))
     with pytest.raises(UserError, match=r"sweep\.json: is damaged"):
         config.load_output(tmp_path)

@@ -133,6 +133,15 @@ def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:
         _study(url, directions=["minimize"])
 
 
+def test_a_study_is_one_sweeps(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    _study(url)  # made by somebody else, say by optuna-dashboard: whose it is is open
+    for _ in range(2):
+        _study(url, fingerprint="ours")
+    with pytest.raises(ValueError, match="the study s is of a sweep with other settings; use another name"):
+        _study(url, fingerprint="theirs")
+
+
 def _journal(folder: Path) -> tuple[str, Path]:
     return f"journal:///{folder / 'study.journal'}", folder / "study.journal"
 
