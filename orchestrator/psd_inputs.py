@@ -59,12 +59,14 @@ def check_inputs(experiment: ExperimentConfig, prompts: Sequence[str]) -> None:
     """Raises:
     ConfigError: a prompt outside the built-in grammar, checkpoints that are missing, incomplete or of the wrong kind.
     """
-    if _is_built_in(experiment.prior.path):
+    is_built_in = _is_built_in(experiment.prior.path)
+    if is_built_in or experiment.evaluation.oracle is not None:
         for i, prompt in enumerate(prompts):
             try:
                 grammar.parse(prompt)
             except ValueError as error:
-                raise ConfigError(f"prompts[{i}]", str(error)) from None
+                remedy = "" if is_built_in else "; evaluation.oracle=null takes any prompt"
+                raise ConfigError(f"prompts[{i}]", f"{error}{remedy}") from None
     broken = [checkpoint for checkpoint in checkpoints(experiment) if checkpoint.problem]
     if broken:
         raise ConfigError(broken[0].key, _report(broken))

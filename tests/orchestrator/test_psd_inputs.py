@@ -148,6 +148,13 @@ def test_a_prompt_outside_the_grammar_is_told_with_what_the_grammar_knows() -> N
         check_inputs(_experiment("toybox", "toybox/reward"), ["a red cube", "a red zebra"])
 
 
+def test_the_built_in_oracle_reads_no_other_prompts_whatever_the_prior(folders: tuple[Path, Path]) -> None:
+    settings = _experiment(*map(str, folders), evaluation={"oracle": "toybox"})
+    check_inputs(settings, ["a red cube"])
+    with pytest.raises(ConfigError, match=r"prompts\[0\]: .*cannot read .*; evaluation\.oracle=null takes any prompt$"):
+        check_inputs(settings, ["a zebra"])
+
+
 def test_names_of_the_built_in_world_are_its_folders() -> None:
     assert prior_folder("toybox").parts[-4:] == ("psd", "toybox", "checkpoints", "prior")
     assert reward_folder("toybox/judge").parts[-2:] == ("checkpoints", "judge")
