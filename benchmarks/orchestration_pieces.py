@@ -8,30 +8,33 @@ import os
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
+import psutil
+
+from benchmarks.sleeping import METRIC, NAMES, SleepingObjective, score
 from orchestrator.budget import Budget
 from orchestrator.checkpoints import DirectoryCheckpoints
 from orchestrator.clock import SystemClock
 from orchestrator.driver import SweepDriver, SweepEvent
 from orchestrator.failure import FailurePolicy
 from orchestrator.goals import Goal
-from orchestrator.objective import Progress
 from orchestrator.pool import Pool
 from orchestrator.pruning import MedianPruning, Watch
 from orchestrator.search_space import FloatDomain, SearchSpace
 from orchestrator.study import Study, Suggestion
 from orchestrator.testing import MemoryStudy
-from orchestrator.tracking import NullTracker, Tracker
+from orchestrator.tracking import track_nothing
 from orchestrator.trial import Event, Lease, RunFinished, RunProgressed, RunSpec, TrialSpec
 from orchestrator.worker import WorkerSetup
 
-NAMES = tuple(f"x{i}" for i in range(5))
 SPACE = SearchSpace(domains={name: FloatDomain(low=0, high=1) for name in NAMES}, conditions={})
-METRIC = "eval/score"
 STARTUP_TRIALS = 6
+SETTLING_TIMEOUT_S = 180.0
+AT_REST_CPU_S = 0.15  # in a second
 Values = dict[str, float]
 
 
@@ -50,47 +53,9 @@ class Piece:
     measure: Callable[..., Values]
 
 
-def score(params: Mapping[str, Any]) -> float:
-    return -math.fsum((float(params[name]) - 0.5) ** 2 for name in NAMES)
-
-
-# What both run
-
-
-class SleepingObjective:
-    """Sleeps ``trial_s`` in each of ``num_chunks`` chunks; says when a run began and ended, by the machine's clock."""
-
-    def start(self, spec: RunSpec, output: Path, resume_from: Path | None) -> SleepingRun:
-        return SleepingRun(spec.config)
-
-
-class SleepingRun:
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = config
-        self._began_s = time.time()
-        self._step = 0
-
-    def advance(self) -> Progress:
-        time.sleep(self._config["trial_s"])
-        self._step += 1
-        metrics = {METRIC: score(self._config), "began_s": self._began_s, "ended_s": time.time()}
-        done = self._step == self._config["num_chunks"]
-        return Progress(step=self._step, num_steps=self._config["num_chunks"], metrics=metrics, done=done)
-
-    def save(self, directory: Path) -> None:
-        (directory / "step").write_text(str(self._step))
-
-    def close(self) -> None:
-        pass
-
-
 def _storage(folder: Path) -> str:
     """What `psd sweep` uses where nothing else is said."""
     return f"journal:///{folder}/study.journal"
-
-
-def _track_nothing(spec: RunSpec, output: Path) -> Tracker:
-    return NullTracker()
 
 
 @dataclass
@@ -110,7 +75,7 @@ class _Sweep:
             objective=SleepingObjective,
             runs=runs,
             checkpoints=DirectoryCheckpoints(runs),
-            tracker=_track_nothing,
+            tracker=track_nothing,
             checkpoint_every=10**9,
         )
 
@@ -140,7 +105,8 @@ class _Sweep:
             self.finished.append(event.metrics)
 
 
-def _init_ray(num_cpus: int) -> None:
+def _start_ray(num_cpus: int) -> None:
+    """Start Ray, and wait until it has come to rest: the processes that it starts ahead, one a CPU, are up and idle."""
     import ray
 
     os.environ.update(RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", RAY_agent_register_timeout_ms="120000")  # as the pool
@@ -153,17 +119,44 @@ def _init_ray(num_cpus: int) -> None:
         object_store_memory=128 * 1024**2,
         _node_ip_address="127.0.0.1",
     )
+    deadline_s = time.monotonic() + SETTLING_TIMEOUT_S
+    while not _is_at_rest(num_cpus):
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"Ray has not come to rest within {SETTLING_TIMEOUT_S:.0f} s")
 
 
-def _space() -> SearchSpace:
-    return SearchSpace(domains={name: FloatDomain(low=0, high=1) for name in NAMES}, conditions={})
+def _is_at_rest(num_cpus: int) -> bool:
+    """Whether so many idle workers are there, and all of Ray's processes together hardly used the CPU for a second."""
+    processes = psutil.Process().children(recursive=True)
+    before_s = _cpu_s(processes)
+    time.sleep(1.0)
+    if _cpu_s(processes) - before_s > AT_REST_CPU_S:
+        return False
+    return sum(map(_is_idle_worker, psutil.Process().children(recursive=True))) >= num_cpus
+
+
+def _is_idle_worker(process: psutil.Process) -> bool:
+    try:
+        return " ".join(process.cmdline()).startswith("ray::IDLE")
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _cpu_s(processes: Sequence[psutil.Process]) -> float:
+    """That they have used so far; of those that have ended meanwhile none."""
+    used_s = 0.0
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            used_s += times.user + times.system
+    return used_s
 
 
 def measure_ours(folder: Path, num_trials: int, trial_s: float, slots: int) -> Values:
     from orchestrator.optuna_study import OptunaStudy, Sampling
     from orchestrator.ray_pool import RayPool
 
-    _init_ray(slots)
+    _start_ray(slots)
     sweep = _Sweep(folder, num_trials, trial_s)
     called_s, cpu_before_s = time.time(), time.process_time()
     study = OptunaStudy(
@@ -211,7 +204,7 @@ def measure_tune(
         def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
             pass
 
-    _init_ray(slots)
+    _start_ray(slots)
     search = OptunaSearch(
         metric="score",
         mode="max",
@@ -450,7 +443,7 @@ def measure_ray_reports(folder: Path, slots: int, seconds: float) -> Values:
     """What a report costs the driver when it really comes through Ray: runs of chunks that take a tenth of a second."""
     from orchestrator.ray_pool import RayPool
 
-    _init_ray(slots)
+    _start_ray(slots)
     sweep = _Sweep(folder, slots, 0.02, num_chunks=10**9)
     num_reports = itertools.count()
 

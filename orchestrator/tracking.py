@@ -37,6 +37,11 @@ class NullTracker:
         pass
 
 
+def track_nothing(spec: RunSpec, output: Path) -> Tracker:
+    """Makes the tracker of each run of such a sweep."""
+    return NullTracker()
+
+
 class BackgroundTracking:
     """Makes trackers that return at once and never raise, whatever the trackers behind them do.
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from orchestrator import config, durable
 from orchestrator.budget import Spent
-from orchestrator.checkpoints import CheckpointStore, DirectoryCheckpoints, FsspecCheckpoints
+from orchestrator.checkpoints import CheckpointStore, DirectoryCheckpoints
 from orchestrator.cli.display import Display, SweepView, choose_display
 from orchestrator.cli.interrupt import Interrupt, withdraw_stop
 from orchestrator.cli.live import LiveSettings, make_budget
@@ -25,17 +25,17 @@ from orchestrator.config import Sweep
 from orchestrator.driver import SweepDriver
 from orchestrator.errors import SweepAbortedError, UserError
 from orchestrator.experiment_config.experiment import experiment
-from orchestrator.objective import Objective
+from orchestrator.fsspec_checkpoints import FsspecCheckpoints
 from orchestrator.pool import Pool
 from orchestrator.psd_inputs import check_inputs
+from orchestrator.psd_objective.worker_side import make_objective, measure_memory
 from orchestrator.report.tables import as_overrides, best_rows, best_yaml, terminal_table, trial_rows, trials_csv
 from orchestrator.schema import ConfigError, join
 from orchestrator.study import Study, TrialRecord
 from orchestrator.sweep_lock import HeldError, held
-from orchestrator.tracking import NullTracker, Tracker
+from orchestrator.tracking import Tracker, track_nothing
 from orchestrator.trial import RunSpec
 from orchestrator.worker import WorkerSetup
-from orchestrator.worker_process import resident_bytes
 
 if TYPE_CHECKING:
     from orchestrator.ray_pool import RayPool
@@ -186,24 +186,6 @@ def checkpoint_store(sweep: Sweep) -> CheckpointStore:
 
 def _url(location: str) -> str:
     return location.rstrip("/") if "://" in location else f"file://{Path(location).resolve()}"
-
-
-def make_objective() -> Objective:
-    """Called in the worker, so that the driver never loads torch."""
-    from orchestrator.psd_objective.objective import PsdObjective
-
-    return PsdObjective()
-
-
-def measure_memory() -> int:
-    """What a worker holds between runs; called in the worker."""
-    from orchestrator.psd_objective.device import held_gpu_bytes
-
-    return held_gpu_bytes() or resident_bytes()
-
-
-def track_nothing(spec: RunSpec, output: Path) -> Tracker:
-    return NullTracker()
 
 
 def make_tracking(sweep: Sweep) -> Callable[[RunSpec, Path], Tracker]:

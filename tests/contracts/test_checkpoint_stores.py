@@ -13,7 +13,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from orchestrator.checkpoints import CheckpointStore, DirectoryCheckpoints, FsspecCheckpoints, step_of
+from orchestrator.checkpoints import CheckpointStore, DirectoryCheckpoints, step_of
+from orchestrator.fsspec_checkpoints import FsspecCheckpoints
 from orchestrator.trial import Lease, RunSpec
 
 KINDS = ("directory", "file", "memory")
