@@ -1,12 +1,15 @@
-"""Pruners: from the rule in a sweep file to Optuna's own."""
+"""Pruners: from the rule in a sweep file to Optuna's own, and the study that they are given to look at."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Container
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, PercentilePruner, WilcoxonPruner
+from optuna.trial import FrozenTrial, TrialState
 
+from orchestrator.optuna_study.storage import num_completions
 from orchestrator.pruning import (
     HyperbandPruning,
     MedianPruning,
@@ -34,3 +37,26 @@ def make_pruner(pruning: Pruning, *, num_steps: int) -> BasePruner:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return WilcoxonPruner(p_threshold=p_threshold, n_startup_steps=startup_runs)
+
+
+class WatchedStudy(optuna.Study):
+    """A study whose complete trials are looked up when there may be new ones, not at each report.
+
+    Optuna's pruners of curves ask for them whenever they are asked, and its storages walk through all trials for them.
+    A complete trial stays as it is, so the answer is the same as long as the storage says that none was added. One that
+    cannot say, such as a database that other drivers write to, is asked each time.
+    """
+
+    def __init__(self, *, name: str, storage: optuna.storages.BaseStorage, pruner: BasePruner) -> None:
+        super().__init__(study_name=name, storage=storage, pruner=pruner)
+        self._complete: list[FrozenTrial] = []
+        self._num_known: int | None = None
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        if deepcopy or states != (TrialState.COMPLETE,):
+            return super().get_trials(deepcopy, states)
+        num_told = num_completions(self._storage)
+        if num_told is None or num_told != self._num_known:
+            self._complete = super().get_trials(deepcopy, states)
+            self._num_known = num_told  # from before the walk: what came meanwhile is looked up next time
+        return self._complete

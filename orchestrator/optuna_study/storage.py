@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import TrialState
 from sqlalchemy import event, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
@@ -111,6 +112,13 @@ def make_lasting(storage: BaseStorage) -> None:
         storage._backend.sync()
 
 
+def num_completions(storage: BaseStorage) -> int | None:
+    """Grows whenever a journal file that is read tells of a complete trial; None for storages that cannot say."""
+    if isinstance(storage, JournalStorage) and isinstance(storage._backend, _JournalFile):
+        return storage._backend.num_completions
+    return None
+
+
 def _open_sqlite(url: str) -> BaseStorage:
     storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
     event.listen(storage.engine, "connect", _hasten)
@@ -136,6 +144,7 @@ class _JournalFile(JournalFileBackend):
         super().__init__(str(path), lock_obj=lock)
         self._path, self._own_lock = path, lock
         self._num_read, self._offset = 0, 0
+        self.num_completions = 0  # that were read, in any study, those that are read again counted again
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """The lines from that number on; one that is just being written is left for the next time."""
@@ -150,6 +159,7 @@ class _JournalFile(JournalFileBackend):
                     return
                 log = json.loads(line, object_pairs_hook=_with_shared_names)
                 self._num_read, self._offset = self._num_read + 1, self._offset + len(line)
+                self.num_completions += log.get("state") == TrialState.COMPLETE
                 if self._num_read > log_number_from:
                     yield log
 

@@ -13,7 +13,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.optuna_study.claims import Claim, LastingClaim
-from orchestrator.optuna_study.pruners import make_pruner
+from orchestrator.optuna_study.pruners import WatchedStudy, make_pruner
 from orchestrator.optuna_study.samplers import Sampling, make_sampler
 from orchestrator.optuna_study.storage import answered, close_storage, exists, make_lasting, open_storage
 from orchestrator.pruning import NoPruning, Pruning
@@ -78,13 +78,9 @@ class OptunaStudy:
         self._distributions = {key: _distribution(domain) for key, domain in space.domains.items()}
         self._backend = None if storage_url is None else open_storage(storage_url)
         self._storage = optuna.storages.get_storage(self._backend)  # with a cache where it is a database
-        self._study = optuna.create_study(
-            study_name=name,
-            storage=self._storage,
-            directions=list(directions),
-            pruner=make_pruner(pruning or NoPruning(), num_steps=num_steps),
-            load_if_exists=True,
-        )
+        optuna.create_study(study_name=name, storage=self._storage, directions=list(directions), load_if_exists=True)
+        pruner = make_pruner(pruning or NoPruning(), num_steps=num_steps)
+        self._study = WatchedStudy(name=name, storage=self._storage, pruner=pruner)
         self._id = self._storage.get_study_id_from_name(name)
         if [direction.name.lower() for direction in self._study.directions] != list(directions):
             theirs = ", ".join(direction.name.lower() for direction in self._study.directions)

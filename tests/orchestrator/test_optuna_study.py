@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import sqlite3
 import time
@@ -17,7 +18,9 @@ from sqlalchemy.exc import OperationalError
 from orchestrator.errors import StudyUnavailableError
 from orchestrator.goals import Bound, Goal
 from orchestrator.optuna_study import OptunaStudy, Sampling, claim_study, read_records
+from orchestrator.optuna_study.pruners import make_pruner
 from orchestrator.optuna_study.samplers import SamplerKind
+from orchestrator.optuna_study.storage import open_storage
 from orchestrator.pruning import HyperbandPruning, MedianPruning, PercentilePruning, Pruning, WilcoxonPruning
 from orchestrator.search_space import CategoricalDomain, Condition, Domain, FloatDomain, IntDomain, SearchSpace
 from orchestrator.storage_url import scrub, without_password
@@ -257,6 +260,53 @@ def test_what_is_far_worse_at_the_same_step_is_pruned(url: str | None, pruning: 
     assert any(study.report(number, step, -5.0) for number in numbers for step in (1, 2, 3))
     study.prune(numbers[0], "worse", {"runs": {}})
     assert (study.records()[6].state, study.records()[6].attributes) == ("pruned", {"runs": {}, "reason": "worse"})
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
+@pytest.mark.parametrize(
+    "pruning",
+    [MedianPruning(startup_trials=3), PercentilePruning(startup_trials=3, keep_percent=50)],
+    ids=lambda pruning: pruning.kind,
+)
+def test_each_verdict_is_that_of_optunas_own_study(tmp_path: Path, pruning: Pruning, kind: str) -> None:
+    """Over a history in which another process tells of trials, too; that one reads the storage for itself."""
+    url = f"{kind}:///{tmp_path / 'study'}"
+    study = _study(url, pruning=pruning, sampling=Sampling(kind="random"))
+    other = optuna.load_study(study_name="s", storage=open_storage(url), pruner=make_pruner(pruning, num_steps=1))
+    draw, steps, verdicts = random.Random(0), {study.ask().number: 0 for _ in range(6)}, set()
+    for _ in range(120):
+        number = draw.choice(list(steps))
+        if draw.random() < 0.8:
+            steps[number] += 1
+            verdict = study.report(number, steps[number], draw.random())
+            assert verdict == other.pruner.prune(other, other.get_trials(deepcopy=False)[number])
+            verdicts.add(verdict)
+            continue
+        del steps[number]
+        steps[study.ask().number] = 0
+        if draw.random() < 0.5:
+            study.complete(number, [draw.random()], {})
+        else:
+            other.tell(number, draw.random())
+    assert verdicts == {True, False}
+
+
+def test_complete_trials_are_looked_up_once_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = _study(_journal(tmp_path)[0], pruning=MedianPruning(startup_trials=1))
+    num_walks, walk = 0, study._storage.get_all_trials
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal num_walks
+        num_walks += options.get("states") is not None
+        return walk(*arguments, **options)
+
+    monkeypatch.setattr(study._storage, "get_all_trials", counted)
+    for number in range(3):
+        study.ask()
+        for step in range(20):
+            study.report(number, step, 1.0)
+        study.complete(number, [1.0], {})
+    assert num_walks == 3
 
 
 def test_wilcoxon_compares_prompt_by_prompt(url: str | None) -> None:
