@@ -25,23 +25,24 @@ class Watch:
 
     The time from one look to the next counts up to half of `hung_after_s`: a driver that was kept from looking, by a
     storage that did not answer or by a machine that slept, does not take its own silence for the worker's.
+    ``num_beats`` is the count when it was called, where that is known; else the first one heard is where it starts.
     """
 
-    def __init__(self, deadlines: Deadlines, now_s: float, *, is_loading: bool) -> None:
+    def __init__(self, deadlines: Deadlines, now_s: float, *, is_loading: bool, num_beats: int | None = None) -> None:
         self._deadlines = deadlines
         self._is_loading = is_loading
         self._asks_patience = False
-        self._num_beats: int | None = None
+        self._num_beats = num_beats
         self._looked_s = now_s
         self.silent_s = 0.0
 
     def hear(self, num_beats: int, now_s: float, *, asks_patience: bool = False) -> None:
         self._look(now_s)
         self._asks_patience = asks_patience
-        if self._num_beats is not None and num_beats != self._num_beats:
+        if self._num_beats is not None and num_beats > self._num_beats:
             self._is_loading = False
             self.silent_s = 0.0
-        self._num_beats = num_beats
+        self._num_beats = max(num_beats, self._num_beats or 0)  # an answer from before the call may come late
 
     def is_over(self, now_s: float) -> bool:
         self._look(now_s)

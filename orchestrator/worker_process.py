@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.carrying import CarriedCheckpoints, Parcel, Sender
 from orchestrator.checkpoints import DirectoryCheckpoints
-from orchestrator.heartbeat import asks_patience, num_beats
+from orchestrator.heartbeat import asks_patience, beat, num_beats
 from orchestrator.trial import Event, Lease, RunFailed, RunProgressed
 from orchestrator.worker import Worker, WorkerSetup
 
@@ -30,11 +31,22 @@ class Wear:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """What a call ended in."""
+class Entry:
+    """An event, and what goes with it to a driver whose disk the worker does not see."""
 
-    event: Event | None  # None: the worker does not see the driver's disk, and asks for the lease's checkpoint
-    parcel: Parcel | None = None  # from a worker that does not see the driver's disk
+    event: Event
+    parcel: Parcel | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a call came to: the event of each of its chunks, in order, of which only the last may end the run.
+
+    Without any, the worker does not see the driver's disk, and asks for the lease's checkpoint.
+    """
+
+    entries: tuple[Entry, ...]
+    num_beats: int  # so far
     worn: str = ""  # why the worker should be replaced, now that its run has ended; "" if it should not
 
 
@@ -46,7 +58,7 @@ class Pulse:
 
 
 class WorkerProcess:
-    """A worker whose answers are reports. ``pulse`` is called from another thread, while a chunk is under way.
+    """A worker whose answers are reports. ``pulse`` and ``hasten`` are called from another thread, within a chunk.
 
     Args:
         probe: the name of a file that the driver has put beside its runs: who sees it sees the driver's disk.
@@ -57,6 +69,7 @@ class WorkerProcess:
         os.environ.update(env or {})
         self._carried: CarriedCheckpoints | None = None
         self._sender: Sender | None = None
+        self._is_hastened = False
         if not (setup.runs / probe).exists():
             setup = self._on_scratch(setup)
         self._runs = setup.runs
@@ -64,17 +77,28 @@ class WorkerProcess:
         self._gauge = _WearGauge(wear, setup.memory_bytes or resident_bytes)
 
     def start(self, lease: Lease, checkpoint: bytes | None = None) -> Report:
+        self._is_hastened = False
         if self._carried is not None and lease.resume_from is not None:
             if checkpoint is None:
-                return Report(event=None)
+                return Report(entries=(), num_beats=num_beats())
             self._carried.deliver(lease.resume_from, checkpoint)
-        return self._report(self._worker.start(lease))
+        return self._report([self._entry(self._worker.start(lease))])
 
-    def advance(self) -> Report:
-        return self._report(self._worker.advance())
+    def advance(self, for_s: float = 0.0) -> Report:
+        """A chunk, and further ones until ``for_s`` have passed; a beat after each. What ends the run ends the call."""
+        until_s = time.monotonic() + for_s
+        entries = [self._entry(self._worker.advance())]
+        while isinstance(entries[-1].event, RunProgressed) and time.monotonic() < until_s and not self._is_hastened:
+            beat()
+            entries.append(self._entry(self._worker.advance()))
+        return self._report(entries)
+
+    def hasten(self) -> None:
+        """Have this run's calls end after their next chunk from now on: the driver wants to stop it."""
+        self._is_hastened = True
 
     def stop(self) -> Report:
-        return self._report(self._worker.stop())
+        return self._report([self._entry(self._worker.stop())])
 
     def close(self) -> None:
         self._worker.close()
@@ -90,18 +114,20 @@ class WorkerProcess:
             setup = replace(setup, checkpoints=self._carried)
         return setup
 
-    def _report(self, event: Event) -> Report:
-        has_ended = not isinstance(event, RunProgressed)
-        parcel = None if self._sender is None else self._pack(self._sender, event, has_ended)
-        return Report(event=event, parcel=parcel, worn=self._gauge.read() if has_ended else "")
+    def _entry(self, event: Event) -> Entry:
+        return Entry(event=event, parcel=None if self._sender is None else self._pack(self._sender, event))
 
-    def _pack(self, sender: Sender, event: Event, has_ended: bool) -> Parcel | None:
+    def _report(self, entries: Sequence[Entry]) -> Report:
+        has_ended = not isinstance(entries[-1].event, RunProgressed)
+        return Report(entries=tuple(entries), num_beats=num_beats(), worn=self._gauge.read() if has_ended else "")
+
+    def _pack(self, sender: Sender, event: Event) -> Parcel | None:
         folder = self._runs / event.lease.spec.run_id
         checkpoint = None if self._carried is None else self._carried.take_outgoing()
         parcel = None
         if not isinstance(event, RunFailed):
             parcel = sender.collect(folder, self._worker.step, checkpoint)
-        if has_ended:
+        if not isinstance(event, RunProgressed):
             sender.forget(folder)
         return parcel
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import queue
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +38,8 @@ ABANDONED_AFTER_S = 1800.0  # without any worker
 GPU_QUERY_TIMEOUT_S = 60.0
 _PULSE = "pulse"  # the concurrency group in which a worker answers while its chunk is under way
 _PULSE_EVERY_S = 2.0
-_MAX_PULSES_PER_S = 100.0  # of all workers together; a question costs the driver a millisecond
+# That all workers together answer, and questions for a pulse beside them; each costs the driver up to a millisecond.
+_MAX_CALLS_PER_S = 100.0
 _OWN_GPU_SHARE = 0.95  # of a worker's part of a GPU: CUDA itself takes some for each process
 
 
@@ -44,17 +47,17 @@ _OWN_GPU_SHARE = 0.95  # of a worker's part of a GPU: CUDA itself takes some for
 _ACTOR_CLASS: Any = ray.remote(concurrency_groups={_PULSE: 1})(WorkerProcess)  # type: ignore[call-overload]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     actor: Any  # a handle to a WorkerProcess
     node: Node
-    call: Any = None  # the outstanding call's ObjectRef: of its start, or of its lease; None: idle
+    call: Future[Any] | None = None  # the outstanding one: of its start, or of its lease; None: idle
     lease: Lease | None = None
     cancelled: bool = False
     is_leaving: bool = False  # one too many: it goes when its run is checkpointed
     since_s: float = 0.0  # when it began to start, or became idle
     watch: Watch | None = None  # since the outstanding call
-    pulse: Any = None  # the ObjectRef of an outstanding question for a sign of life
+    pulse: Future[Pulse] | None = None  # an outstanding question for a sign of life
     pulse_due_s: float = 0.0
     pid: int | None = None
 
@@ -113,6 +116,7 @@ class RayPool:
         self._elastic = address is not None
         self._owns_ray = not ray.is_initialized()
         self._slots: list[_Slot] = []
+        self._answers: queue.SimpleQueue[tuple[_Slot, Future[Any]]] = queue.SimpleQueue()
         self._gpu_memory_gb: dict[str, float] = {}  # by node id
         self._held_off: dict[str, float] = {}  # node id: until when
         self._quarantined: set[str] = set()  # addresses of nodes that get no more runs
@@ -141,7 +145,7 @@ class RayPool:
 
     @property
     def num_idle(self) -> int:
-        return sum(slot.is_idle for slot in self._slots)
+        return sum(slot.call is None for slot in self._slots)
 
     def submit(self, lease: Lease) -> None:
         slot = next((slot for slot in self._slots if slot.is_idle), None)
@@ -167,27 +171,33 @@ class RayPool:
         """What has happened, if it is only that a worker came up; None if nothing has, though something is awaited."""
         if self._elastic and self._clock.now_s >= self._next_look_s:
             self._follow_the_cluster()
-        calls = [slot.call for slot in self._slots if slot.call is not None]
-        if not calls:  # nothing is under way: all runs wait for their next attempt, for the study, or for a worker
+        if all(slot.is_idle for slot in self._slots):  # all runs wait for their next attempt, a worker or the study
             time.sleep(timeout_s)
             return ()
-        ready, _ = ray.wait(calls, num_returns=1, timeout=timeout_s)
-        if ready:
-            ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
-        answered = set(ready)
-        events: list[Event | None] = []
-        for slot in [slot for slot in self._slots if slot.call in answered]:
+        answered = self._await_answers(timeout_s)
+        events: list[Event] = []
+        for slot in answered:
             if slot.is_starting:
                 self._welcome(slot)
             else:
-                events.append(self._reap(slot))
+                events += self._reap(slot)
         events += self._end_hung()
-        return [event for event in events if event is not None] if ready or events else None
+        return events if answered or events else None
+
+    def _await_answers(self, timeout_s: float) -> list[_Slot]:
+        """The slots whose call is over; waits up to ``timeout_s`` for the first."""
+        answers = []
+        with suppress(queue.Empty):
+            answers.append(self._answers.get(timeout=timeout_s))
+            while True:
+                answers.append(self._answers.get_nowait())
+        return [slot for slot, call in answers if slot.call is call]  # the others have been dropped, or replaced
 
     def cancel(self, lease: Lease) -> None:
         for slot in self._slots:
             if slot.lease == lease:
                 slot.cancelled = True
+                slot.actor.hasten.options(concurrency_group=_PULSE).remote()
 
     def avoid(self, node: str) -> bool:
         if not any(slot.node.address not in {node, *self._quarantined} for slot in self._slots):
@@ -247,39 +257,44 @@ class RayPool:
 
     # What workers report
 
-    def _reap(self, slot: _Slot) -> Event | None:
-        """The event that a slot's call ended in, if it ended in one, and the slot's next call."""
+    def _reap(self, slot: _Slot) -> list[Event]:
+        """The events that a slot's call came to, and the slot's next call."""
         assert slot.lease is not None
+        assert slot.call is not None
         try:
-            report: Report = ray.get(slot.call)
+            report: Report = slot.call.result()
         except RayError as error:
-            return self._end_lease(slot, RunFailed(lease=slot.lease, failure=self._loss(error, slot.node)))
-        event = self._take_in(slot, report)
-        if isinstance(event, RunProgressed):
+            return [self._end_lease(slot, RunFailed(lease=slot.lease, failure=self._loss(error, slot.node)))]
+        events = self._take_in(slot, report)
+        if events and isinstance(events[-1], RunProgressed):
             is_over = slot.cancelled or slot.is_leaving or self._is_left(slot.node)
-            self._call(slot, slot.actor.stop.remote() if is_over else slot.actor.advance.remote())
-            return event
-        return None if event is None else self._end_lease(slot, event, worn=report.worn)
+            call = slot.actor.stop.remote() if is_over else slot.actor.advance.remote(self._call_s)
+            self._call(slot, call, num_beats=report.num_beats)
+        elif events:
+            events[-1] = self._end_lease(slot, events[-1], worn=report.worn)
+        return events
 
-    def _take_in(self, slot: _Slot, report: Report) -> Event | None:
-        """The event of a report, with what came with it written down; None where the worker lacks its checkpoint."""
-        lease = slot.lease
+    def _take_in(self, slot: _Slot, report: Report) -> list[Event]:
+        """A report's events, with what came with them written down; none where the worker lacks its checkpoint."""
+        lease, events = slot.lease, list[Event]()
         assert lease is not None
         try:
-            if report.event is None:
+            if not report.entries:
                 assert lease.resume_from is not None
                 checkpoint = self._receiver.pack_checkpoint(lease.resume_from)
                 self._call(slot, slot.actor.start.remote(lease, checkpoint), is_loading=True)
-            elif report.parcel is not None:
-                self._receiver.receive(report.event, report.parcel)
+            for entry in report.entries:
+                if entry.parcel is not None:
+                    self._receiver.receive(entry.event, entry.parcel)
+                events.append(entry.event)
         except OSError as error:
             failure = Failure(kind=FailureKind.STORAGE, message=f"on the driver's disk: {error}")
-            if isinstance(report.event, RunProgressed):  # the worker would go on with it
+            if report.entries and isinstance(report.entries[-1].event, RunProgressed):  # the worker would go on with it
                 failure = replace(failure, kind=FailureKind.ERROR)
-            return RunFailed(lease=lease, failure=failure)
+            events.append(RunFailed(lease=lease, failure=failure))
         except SupersededError as error:
-            return RunFailed(lease=lease, failure=classify(error))
-        return report.event
+            events.append(RunFailed(lease=lease, failure=classify(error)))
+        return events
 
     def _end_lease(self, slot: _Slot, event: Event, worn: str = "") -> Event:
         """A lease's last event, and what becomes of its worker."""
@@ -317,39 +332,43 @@ class RayPool:
 
     # Signs of life
 
-    def _call(self, slot: _Slot, call: Any, *, is_loading: bool = False) -> None:
+    def _call(self, slot: _Slot, call: Any, *, is_loading: bool = False, num_beats: int | None = None) -> None:
         now_s = self._clock.now_s
-        slot.call = call
-        slot.watch = Watch(self._deadlines, now_s, is_loading=is_loading)
-        slot.pulse_due_s = now_s + self._pulse_every_s
+        self._expect(slot, call)
+        slot.watch = Watch(self._deadlines, now_s, is_loading=is_loading, num_beats=num_beats)
+        slot.pulse_due_s = now_s + self._call_s + _PULSE_EVERY_S
+
+    def _expect(self, slot: _Slot, call: Any) -> None:
+        """Have the answer to a slot's call among those that are waited for."""
+        slot.call = call.future()
+        slot.call.add_done_callback(lambda answer: self._answers.put((slot, answer)))
 
     @property
-    def _pulse_every_s(self) -> float:
-        return max(_PULSE_EVERY_S, len(self._slots) / _MAX_PULSES_PER_S)
+    def _call_s(self) -> float:
+        """How long a worker goes on with its run, chunk after chunk, before it answers."""
+        return len(self._slots) / _MAX_CALLS_PER_S
 
-    def _end_hung(self) -> list[Event | None]:
+    def _end_hung(self) -> list[Event]:
         """Ask workers whose chunk takes its time for a sign of life, and end those that have given none for long."""
         now_s = self._clock.now_s
         busy = [slot for slot in self._slots if slot.lease is not None and now_s >= slot.pulse_due_s]
         if not busy:
             return []
-        asked = [slot.pulse for slot in busy if slot.pulse is not None]
-        answered = set(ray.wait(asked, num_returns=len(asked), timeout=0)[0]) if asked else set()
-        events: list[Event | None] = []
+        events: list[Event] = []
         for slot in busy:
-            if slot.pulse in answered:
-                self._hear(slot, now_s)
+            if slot.pulse is not None and slot.pulse.done():
+                self._hear(slot, slot.pulse, now_s)
             if slot.pulse is None:
-                slot.pulse = slot.actor.pulse.options(concurrency_group=_PULSE).remote()
-            slot.pulse_due_s = now_s + self._pulse_every_s
+                slot.pulse = slot.actor.pulse.options(concurrency_group=_PULSE).remote().future()
+            slot.pulse_due_s = now_s + max(_PULSE_EVERY_S, self._call_s)
             if slot.watch is not None and slot.watch.is_over(now_s):
                 events.append(self._end_hung_lease(slot, slot.watch.silent_s))
         return events
 
-    def _hear(self, slot: _Slot, now_s: float) -> None:
-        call, slot.pulse = slot.pulse, None
+    def _hear(self, slot: _Slot, answer: Future[Pulse], now_s: float) -> None:
+        slot.pulse = None
         with suppress(RayError):  # a dead worker is told by its lease's call
-            pulse: Pulse = ray.get(call)
+            pulse = answer.result()
             slot.pid = pulse.pid
             if slot.watch is not None:
                 slot.watch.hear(pulse.num_beats, now_s, asks_patience=pulse.asks_patience)
@@ -438,15 +457,17 @@ class RayPool:
             scheduling_strategy=cluster.on_node(node),
             runtime_env={"env_vars": dict(self._worker_env)} if self._worker_env else None,
         ).remote(self._setup, self._wear, self._probe.name, {**env, **self._worker_env})
-        # In a pool of fixed size Ray may queue a lease until the worker is up; a cluster's worker may never come up.
-        call = actor.__ray_ready__.remote() if self._elastic else None
         pulse = actor.pulse.options(concurrency_group=_PULSE).remote()  # tells its process's number
-        self._slots.append(_Slot(actor, node, call, since_s=self._clock.now_s, pulse=pulse))
+        slot = _Slot(actor, node, since_s=self._clock.now_s, pulse=pulse.future())
+        if self._elastic:  # else Ray may queue a lease until the worker is up; a cluster's may never come up
+            self._expect(slot, actor.__ray_ready__.remote())
+        self._slots.append(slot)
 
     def _welcome(self, slot: _Slot) -> None:
         """A worker that has started is idle, or could not start."""
+        assert slot.call is not None
         try:
-            ray.get(slot.call)
+            slot.call.result()
         except RayError as error:
             self._hold_off(slot, f"a worker could not start ({type(error).__name__}: {error})")
         else:
@@ -462,11 +483,15 @@ class RayPool:
         """Have a worker that is idle end by itself."""
         slot.actor.close.remote()
         slot.actor.__ray_terminate__.remote()  # after what was asked of it before
-        self._slots.remove(slot)
+        self._remove(slot)
 
     def _drop(self, slot: _Slot) -> None:
-        self._slots.remove(slot)
+        self._remove(slot)
         ray.kill(slot.actor)
+
+    def _remove(self, slot: _Slot) -> None:
+        self._slots.remove(slot)
+        slot.call = None  # its answer is nobody's
 
     def _hint_at(self, num_workers: int) -> None:
         if num_workers != self._hint:

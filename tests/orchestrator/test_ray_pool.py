@@ -137,9 +137,12 @@ def _until_end(pool: Pool, lease: Lease) -> list[Event]:
     return events
 
 
-@pytest.mark.parametrize("kind", ["stop", "hang"])
-def test_a_worker_that_hangs_is_ended_and_its_run_goes_on_elsewhere(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "call_s"), [("stop", 0.01), ("hang", 0.01), ("hang", 5.0)])
+def test_a_worker_that_hangs_is_ended_and_its_run_goes_on_elsewhere(
+    tmp_path: Path, kind: str, call_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A process that is stopped is alive to Ray; one that sleeps even answers when it is asked."""
+    monkeypatch.setattr(ray_pool_module, "_MAX_CALLS_PER_S", 1 / call_s)
     setup = _setup(tmp_path, partial(FakeObjective, tmp_path / "built"))
     pool = RayPool(setup, num_workers=1, deadlines=Deadlines(hung_after_s=3.0, loading_timeout_s=600.0))
     lease = _lease(fault={"kind": kind, "at_step": 12, "seconds": 3600.0, "beats": False})
@@ -160,6 +163,30 @@ def test_a_worker_that_hangs_is_ended_and_its_run_goes_on_elsewhere(tmp_path: Pa
         while Path(f"/proc/{first}").exists() and time.monotonic() < deadline_s:
             time.sleep(0.1)
         assert not Path(f"/proc/{first}").exists(), "its process is gone, and what it held of a GPU"
+    finally:
+        pool.close()
+
+
+def test_workers_that_answer_rarely_tell_all_and_stop_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_pool_module, "_MAX_CALLS_PER_S", 1e-6)  # a call goes on until something ends it
+    setup = _setup(tmp_path)
+    pool = RayPool(setup, num_workers=1)
+    try:
+        lease = _lease(num_steps=40)
+        pool.submit(lease)
+        assert [event.step for event in pool.poll(60.0) if isinstance(event, RunProgressed)] == [5]
+        events = pool.poll(60.0)
+        steps = [event.step for event in events if isinstance(event, RunProgressed)]
+        assert steps == [10, 15, 20, 25, 30, 35]
+        assert isinstance(events[-1], RunFinished)
+
+        endless = _lease(num_steps=10**9)
+        endless = replace(endless, spec=replace(endless.spec, run_id="endless"))
+        pool.submit(endless)
+        pool.poll(60.0)
+        pool.cancel(endless)
+        stopped = _next(pool, RunStopped)
+        assert step_of(setup.checkpoints.latest("endless") or "") == stopped.step
     finally:
         pool.close()
 
@@ -337,7 +364,7 @@ pool.submit(lease)
 os.killpg(0, signal.SIGINT)
 pool.cancel(lease)
 while isinstance(event, RunProgressed):
-    (event,) = pool.poll(300.0)
+    *_, event = pool.poll(300.0)
 pool.close()
 assert interrupted
 print(type(event).__name__)

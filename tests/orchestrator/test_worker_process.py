@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from orchestrator.heartbeat import asks_patience, num_beats, patience
 from orchestrator.run_folder import RunFolder
 from orchestrator.testing import FakeObjective
 from orchestrator.tracking import NullTracker, Tracker
-from orchestrator.trial import Event, Lease, RunFinished, RunProgressed, RunSpec, RunStopped
+from orchestrator.trial import Event, Lease, RunFailed, RunFinished, RunProgressed, RunSpec, RunStopped
 from orchestrator.worker import WorkerSetup
 from orchestrator.worker_process import Report, Wear, WorkerProcess, resident_bytes
 
@@ -49,23 +50,24 @@ class Link:
     def worker(self) -> WorkerProcess:
         return WorkerProcess(pickle.loads(pickle.dumps(setup(self.runs / "not there"))), Wear(), ".driver-1")
 
-    def take(self, report: Report) -> Event:
+    def take(self, report: Report) -> list[Event]:
         report = pickle.loads(pickle.dumps(report))
-        assert report.event is not None
-        assert report.parcel is not None
-        self.receiver.receive(report.event, report.parcel)
-        return report.event
+        for entry in report.entries:
+            assert entry.parcel is not None
+            self.receiver.receive(entry.event, entry.parcel)
+        return [entry.event for entry in report.entries]
 
     def start(self, worker: WorkerProcess, lease: Lease) -> Event:
         report = worker.start(lease)
-        if report.event is None:
+        if not report.entries:
             report = worker.start(lease, self.receiver.pack_checkpoint(lease.resume_from or ""))
-        return self.take(report)
+        [event] = self.take(report)
+        return event
 
-    def until_end(self, worker: WorkerProcess, lease: Lease) -> list[Event]:
+    def until_end(self, worker: WorkerProcess, lease: Lease, for_s: float = 0.0) -> list[Event]:
         events = [self.start(worker, lease)]
         while isinstance(events[-1], RunProgressed):
-            events.append(self.take(worker.advance()))
+            events += self.take(worker.advance(for_s))
         return events
 
 
@@ -77,16 +79,24 @@ def link(tmp_path: Path) -> Link:
 def reference(folder: Path) -> RunFinished:
     folder.mkdir()
     worker = WorkerProcess(setup(folder), Wear(), ".")
-    event = worker.start(LEASE).event
-    while isinstance(event, RunProgressed):
-        event = worker.advance().event
-    assert isinstance(event, RunFinished)
-    return event
+    events = told(worker.start(LEASE))
+    while isinstance(events[-1], RunProgressed):
+        events = told(worker.advance())
+    assert isinstance(events[-1], RunFinished)
+    return events[-1]
 
 
-def test_what_a_run_elsewhere_makes_arrives_where_it_would_have_been_made(link: Link, tmp_path: Path) -> None:
+def told(report: Report) -> list[Event]:
+    return [entry.event for entry in report.entries]
+
+
+@pytest.mark.parametrize("for_s", [0.0, math.inf], ids=["chunk by chunk", "in one call"])
+def test_what_a_run_elsewhere_makes_arrives_where_it_would_have_been_made(
+    link: Link, tmp_path: Path, for_s: float
+) -> None:
     here = reference(tmp_path / "here")
-    events = link.until_end(link.worker(), LEASE)
+    events = link.until_end(link.worker(), LEASE, for_s)
+    assert [event.step for event in events if isinstance(event, RunProgressed)] == [5, 10, 15, 20, 25]
     assert events[-1] == here
     own = RunFolder(tmp_path / "here", LEASE.spec.run_id)
     assert link.folder.metrics() == own.metrics()
@@ -113,8 +123,7 @@ def test_a_run_goes_on_on_a_third_machine_from_what_arrived(link: Link, tmp_path
 def test_a_run_that_is_stopped_elsewhere_leaves_its_checkpoint_here(link: Link) -> None:
     worker = link.worker()
     link.start(worker, LEASE)
-    event = link.take(worker.stop())
-    assert event == RunStopped(lease=LEASE, step=5)
+    assert link.take(worker.stop()) == [RunStopped(lease=LEASE, step=5)]
     assert step_of(link.store.latest(LEASE.spec.run_id) or "") == 5
 
 
@@ -126,21 +135,17 @@ def test_what_an_old_attempt_still_sends_is_refused(link: Link) -> None:
     link.until_end(link.worker(), replace(LEASE, attempt=1))
     before = link.folder.metrics()
     for _ in range(4):
-        report = old.advance()
-        assert report.event is not None
-        assert report.parcel is not None
-        link.receiver.receive(report.event, report.parcel)  # rows go nowhere
+        link.take(old.advance())  # rows go nowhere
     assert link.folder.metrics() == before
     report = old.advance()
-    assert isinstance(report.event, RunFinished)
-    assert report.parcel is not None
+    assert isinstance(told(report)[-1], RunFinished)
     with pytest.raises(SupersededError):
-        link.receiver.receive(report.event, report.parcel)
+        link.take(report)
 
 
 def test_files_are_sent_when_they_change(link: Link) -> None:
     worker = link.worker()
-    parcels = [worker.start(LEASE).parcel, worker.advance().parcel]
+    parcels = [entry.parcel for report in (worker.start(LEASE), worker.advance()) for entry in report.entries]
     assert [sorted(parcel.files) for parcel in parcels if parcel] == [["picture.txt"]] * 2
     assert [parcel.step for parcel in parcels if parcel] == [5, 10]
     assert [parcel.checkpoint is not None for parcel in parcels if parcel] == [False, True]
@@ -166,9 +171,47 @@ def test_an_archive_writes_only_into_its_folder(tmp_path: Path) -> None:
 def test_a_worker_that_sees_the_drivers_disk_sends_nothing(tmp_path: Path) -> None:
     (tmp_path / ".driver-1").touch()
     worker = WorkerProcess(setup(tmp_path), Wear(), ".driver-1")
-    report = worker.start(LEASE)
-    assert report.parcel is None
+    [entry] = worker.start(LEASE).entries
+    assert entry.parcel is None
     assert RunFolder(tmp_path, LEASE.spec.run_id).metrics()
+
+
+def test_a_call_goes_on_with_its_run_for_as_long_as_it_may(tmp_path: Path) -> None:
+    worker = WorkerProcess(setup(tmp_path), Wear(max_runs=1), ".")
+    assert [len(worker.start(LEASE).entries), len(worker.advance().entries)] == [1, 1]
+    beats_before = num_beats()
+    report = worker.advance(for_s=math.inf)
+    assert [type(event) for event in told(report)] == [RunProgressed] * 3 + [RunFinished]
+    assert [event.step for event in told(report) if isinstance(event, RunProgressed)] == [15, 20, 25]
+    assert report.num_beats == num_beats() > beats_before + 2, "a chunk is a sign of life"
+    assert report.worn == "it has done 1 runs"
+    assert [row["step"] for row in RunFolder(tmp_path, LEASE.spec.run_id).metrics()] == [5, 10, 15, 20, 25, 30]
+
+
+def test_a_failure_ends_a_call_with_what_came_before_it(tmp_path: Path) -> None:
+    worker = WorkerProcess(setup(tmp_path), Wear(), ".")
+    config = {**CONFIG, "fault": {"kind": "value_error", "at_step": 18}}
+    worker.start(replace(LEASE, spec=replace(LEASE.spec, config=config)))
+    assert [type(event) for event in told(worker.advance(for_s=math.inf))] == [RunProgressed] * 2 + [RunFailed]
+
+
+def test_a_lease_that_is_superseded_ends_its_call(tmp_path: Path) -> None:
+    old = WorkerProcess(setup(tmp_path), Wear(), ".")
+    old.start(LEASE)
+    WorkerProcess(setup(tmp_path), Wear(), ".").start(replace(LEASE, attempt=1))
+    [event] = told(old.advance(for_s=math.inf))
+    assert isinstance(event, RunFailed)
+    assert "a newer attempt is at work" in event.failure.message
+
+
+def test_a_run_that_is_to_stop_answers_after_its_chunk(tmp_path: Path) -> None:
+    worker = WorkerProcess(setup(tmp_path), Wear(), ".")
+    worker.start(LEASE)
+    worker.hasten()
+    assert [len(worker.advance(for_s=math.inf).entries) for _ in range(2)] == [1, 1]
+    worker.stop()
+    worker.start(replace(LEASE, attempt=1))
+    assert len(worker.advance(for_s=math.inf).entries) == 5, "that was for the other lease"
 
 
 def run_times(worker: WorkerProcess, count: int) -> list[str]:
@@ -213,6 +256,15 @@ def test_loading_may_be_silent_for_longer_than_work() -> None:
     assert _first_over(watch, 500.0) == 602.0
     watch.hear(8, 604.0)
     assert _first_over(watch, 604.0) == 626.0
+
+
+def test_a_worker_that_moved_within_a_call_is_seen_to_have_moved() -> None:
+    watch = Watch(Deadlines(hung_after_s=25.0), 0.0, is_loading=False, num_beats=7)
+    watch.hear(6, 1.0)  # asked for before the call
+    watch.hear(8, 10.0)
+    assert watch.silent_s(35.0) == 25.0
+    watch.hear(8, 35.0)
+    assert watch.is_over(35.1)
 
 
 def test_a_chunk_may_take_long_as_long_as_it_beats() -> None:
