@@ -33,6 +33,7 @@ from benchmarks.orchestration_pieces import (
     measure_pruned_reports,
     measure_ray_reports,
     measure_reports,
+    measure_tpe,
     measure_tune,
 )
 from benchmarks.orchestration_report import write_report
@@ -57,12 +58,15 @@ def pieces() -> list[Piece]:
         *compared,
         # With twice as many trials at once as slots, half of them wait, so that Tune keeps more actors to reuse.
         Piece(name="tune_ahead-1000x0.1s-16", arguments=(1000, 0.1, 16, 32), measure=measure_tune),
+        *(Piece(name=f"tpe-1000-{slots}", arguments=(1000, slots), measure=measure_tpe) for slots in SLOTS),
         Piece(name="memory-10000", arguments=(10_000, 2), measure=measure_memory),
         Piece(name="optuna-10000", arguments=(10_000,), measure=measure_optuna),
         Piece(name="reports-1000", arguments=(1000, 20.0), measure=measure_reports),
         Piece(name="pruned-1000-10", arguments=(1000, 20.0, 10), measure=measure_pruned_reports),  # as in image2d
         Piece(name="pruned-1000-40", arguments=(1000, 20.0, 40), measure=measure_pruned_reports),  # as in mvdream
-        Piece(name="ray-reports-4", arguments=(4, 10.0), measure=measure_ray_reports),
+        Piece(name="ray-reports-4", arguments=(4, 10.0, 0.02), measure=measure_ray_reports),
+        # As many calls and reports a second as of 1,000 workers whose chunks take a second.
+        Piece(name="ray-reports-16", arguments=(16, 20.0, 0.015), measure=measure_ray_reports),
     ]
 
 

@@ -7,6 +7,8 @@ import math
 import os
 import resource
 import time
+import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -305,6 +307,29 @@ def measure_optuna(folder: Path, num_trials: int) -> Values:
     return values
 
 
+def measure_tpe(folder: Path, num_trials: int, slots: int) -> Values:
+    """What the sampler of the comparison costs by itself: so many trials of Optuna in memory, ``slots`` at a time."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(
+            seed=0, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=True
+        )
+    study = optuna.create_study(sampler=sampler, direction="maximize")
+    underway: deque[optuna.Trial] = deque()
+    cpu_s, began_s = time.process_time(), time.monotonic()
+    for _ in range(num_trials):
+        if len(underway) == slots:
+            study.tell(trial := underway.popleft(), score(trial.params))
+        underway.append(trial := study.ask())
+        for name in NAMES:
+            trial.suggest_float(name, 0.0, 1.0)
+    cpu_s, took_s = time.process_time() - cpu_s, time.monotonic() - began_s
+    return {"cpu_ms_per_trial": 1000 * cpu_s / num_trials, "trials_per_s": num_trials / took_s}
+
+
 class FinishingPool:
     """Workers that finish a run as soon as they are asked, without processes."""
 
@@ -439,12 +464,12 @@ def _measure_reports(
     }
 
 
-def measure_ray_reports(folder: Path, slots: int, seconds: float) -> Values:
-    """What a report costs the driver when it really comes through Ray: runs of chunks that take a tenth of a second."""
+def measure_ray_reports(folder: Path, slots: int, seconds: float, chunk_s: float) -> Values:
+    """What a report costs the driver when it really comes through Ray, from workers whose chunks take ``chunk_s``."""
     from orchestrator.ray_pool import RayPool
 
     _start_ray(slots)
-    sweep = _Sweep(folder, slots, 0.02, num_chunks=10**9)
+    sweep = _Sweep(folder, slots, chunk_s, num_chunks=10**9)
     num_reports = itertools.count()
 
     def on_event(event: SweepEvent) -> None:
@@ -461,4 +486,4 @@ def measure_ray_reports(folder: Path, slots: int, seconds: float) -> Values:
         driver.step(timeout_s=0.25)
     took_s, cpu_s, num = time.monotonic() - began_s, time.process_time() - cpu_s, next(num_reports) - before - 1
     pool.close()
-    return {"reports_per_s": num / took_s, "driver_cpu_ms_per_report": 1000 * cpu_s / num}
+    return {"reports_per_s": num / took_s, "core_share": cpu_s / took_s, "driver_cpu_ms_per_report": 1000 * cpu_s / num}

@@ -38,6 +38,7 @@ ABANDONED_AFTER_S = 1800.0  # without any worker
 GPU_QUERY_TIMEOUT_S = 60.0
 _PULSE = "pulse"  # the concurrency group in which a worker answers while its chunk is under way
 _PULSE_EVERY_S = 2.0
+_WAIT_S = 0.5  # for an answer, before it is looked whether something else is due
 # That all workers together answer, and questions for a pulse beside them; each costs the driver up to a millisecond.
 _MAX_CALLS_PER_S = 100.0
 _OWN_GPU_SHARE = 0.95  # of a worker's part of a GPU: CUDA itself takes some for each process
@@ -161,10 +162,10 @@ class RayPool:
         until_s = time.monotonic() + timeout_s
         while True:
             left_s = until_s - time.monotonic()
-            events = self._look(min(max(left_s, 0.0), _PULSE_EVERY_S))
+            events = self._look(min(max(left_s, 0.0), _WAIT_S))
             if events is not None:
                 return events
-            if left_s <= _PULSE_EVERY_S:
+            if left_s <= _WAIT_S:
                 return ()
 
     def _look(self, timeout_s: float) -> Sequence[Event] | None:

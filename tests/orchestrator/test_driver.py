@@ -297,6 +297,33 @@ def test_stale_events_are_dropped(sweep: Sweep, reference: Sequence[TrialRecord]
     assert not sweep.of(RunStopped)
 
 
+class Batches:
+    """Tells of several chunks at once, as workers of a large pool do."""
+
+    def __init__(self, pool: LocalPool) -> None:
+        self.pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pool, name)
+
+    def poll(self, timeout_s: float) -> Sequence[Event]:
+        return [event for _ in range(9) for event in self.pool.poll(timeout_s)]
+
+
+def test_events_that_come_together_are_as_good_as_one_by_one(sweep: Sweep, reference: Sequence[TrialRecord]) -> None:
+    sweep.restart(Batches)
+    assert sweep.run() == reference
+
+
+def test_what_comes_together_with_the_failure_of_its_trial_is_dropped(sweep: Sweep) -> None:
+    sweep.faults["t0000-p00-s0"] = {"kind": "nan", "at_step": 8}
+    sweep.restart(Batches)
+    assert sweep.run()[0].attributes["reason"] == "t0000-p00-s0: eval/score is nan at step 10"
+    heard = [event for event in sweep.of(RunProgressed) if event.lease.spec.trial == 0]
+    assert heard[-1].step == 10
+    assert [event.number for event in sweep.of(TrialFailed)] == [0]
+
+
 @pytest.mark.parametrize("num_steps", [1, 3, 4, 11, 12, 13, 20])
 def test_stop_and_resume_equal_a_sweep_without_interruption(
     sweep: Sweep, reference: Sequence[TrialRecord], num_steps: int
