@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -34,8 +35,12 @@ def has_kernels(device: torch.device) -> bool:
 
 def _build_problem() -> str:
     """Why they cannot be loaded; empty if they have been."""
+    path = os.environ.get("PATH", "")
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"  # where pip puts ninja
     try:
         from nerfacc.cuda._backend import _C
     except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+    finally:
+        os.environ["PATH"] = path
     return "" if _C is not None else "there is no CUDA toolkit (nvcc)"

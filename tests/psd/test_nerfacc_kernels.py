@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,18 @@ def test_on_a_cpu_nobody_looks_for_them(tmp_path: Path) -> None:
 def test_compiled_ones_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, BACKEND, SimpleNamespace(_C=object()))
     assert has_kernels(GPU)
+
+
+def test_the_build_finds_what_pip_installed_beside_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Building:
+        def __getattr__(self, name: str) -> object:
+            return shutil.which("tool")
+
+    (tmp_path / "tool").touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setitem(sys.modules, BACKEND, Building())
+    assert has_kernels(GPU)
+    assert shutil.which("tool") is None
 
 
 def test_without_a_toolkit_a_warning_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
