@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from orchestrator.experiment_config.schedules import ScheduleConfig, check_within, ends
+from orchestrator.experiment_config.schedules import ScheduleConfig, check_order, check_within, ends
 from orchestrator.schema import ConfigError, Count, Fraction, NonNegative, Positive, Range, WholeNumber
 
 LearningDecay = Annotated[float, Range(above=0, high=1)]
@@ -195,8 +195,7 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         for name in ("min_t", "max_t"):
             check_within(name, ends(getattr(self, name)), Range(low=0, high=1))
-        if isinstance(self.min_t, float) and isinstance(self.max_t, float) and self.min_t > self.max_t:
-            raise ConfigError("min_t", f"must be <= max_t ({self.max_t:g}); got {self.min_t:g}")
+        check_order("min_t", self.min_t, "max_t", self.max_t)
         if self.negative_embedding.enabled:
             self._check_objective()
 

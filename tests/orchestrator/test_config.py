@@ -259,6 +259,16 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("a camera in the centre", {"cameras": {"distance_scale": [0, 1]}}, "cameras.distance_scale: must be > 0; got 0"),
     ("more than all noise", {"distillation": {"max_t": {"start": 1.5}}}, "distillation.max_t: must be >= 0 and <= 1"),
     (
+        "timesteps upside down",
+        {"distillation": {"min_t": 0.5, "max_t": 0.3}},
+        "distillation.min_t: must be <= max_t at every step; at step 0 they are 0.5 and 0.3",
+    ),
+    (
+        "timesteps that cross",
+        {"distillation": {"max_t": {"kind": "piecewise", "knots": [[0, 1.0], [20, 0.7], [200, 0.7]]}}},
+        "distillation.min_t: must be <= max_t at every step; at step 20 they are 0.788 and 0.7",
+    ),
+    (
         "a preference that turns round",
         {"distillation": {"weighting": {"scale": {"kind": "piecewise", "knots": [[0, 1.0], [50, -1.0]]}}}},
         "distillation.weighting.scale: must be >= 0; got -1; 0 turns preference guidance off",
