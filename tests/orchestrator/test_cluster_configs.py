@@ -183,7 +183,9 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     # srun --nodes=1 --ntasks=1 --overlap --nodelist=NODE COMMAND...; the second node is larger
     size = "SLURM_CPUS_ON_NODE=32 SLURM_GPUS_ON_NODE=8"
     _tool(tools, "srun", f'[ $4 = --nodelist=n1 ] || export {size}; SLURM_NODE=${{4#*=}} exec "${{@:5}}"')
-    _tool(venv, "ray", f'case "$1" in start) echo "$SLURM_NODE ray $*" >>{log}; exec sleep 60 ;; esac')
+    start = f'echo "$SLURM_NODE ray $*" >>{log}; exec sleep 60'
+    both_started = f'[ "$(grep -c "ray start" {log})" -ge 2 ]'  # or the job may be over before the second node begins
+    _tool(venv, "ray", f'case "$1" in start) {start} ;; health-check) {both_started} ;; esac')
     _tool(venv, "python", f'case "$2" in *token*) echo secret ;; *) echo "route to $3" >>{log}; echo 10.0.0.1 ;; esac')
     _tool(venv, "psd", f'echo "psd $* at $RAY_ADDRESS with $RAY_AUTH_TOKEN" >>{log}; exit ${{PSD_STATUS:-0}}')
     return {
