@@ -209,7 +209,7 @@ def _drive(sweep: Sweep, study: Study, console: Console) -> bool:
     """Whether the sweep came to its end; False when it was interrupted, with every run checkpointed."""
     from orchestrator.ray_pool import RayPool
 
-    setup = worker_setup(sweep)
+    setup, records = worker_setup(sweep), patiently(study.records)
     settings = sweep.config
     try:
         pool = RayPool(
@@ -225,7 +225,7 @@ def _drive(sweep: Sweep, study: Study, console: Console) -> bool:
         raise UserError(error.problem, file=sweep.source, key=error.key, remedy=error.remedy) from None
     console.print(_count(pool.num_workers, "worker"), highlight=False)
     clock = SystemClock()
-    view = _view(sweep, study.records(), clock)
+    view = _view(sweep, records, clock)
     interrupt = Interrupt(sweep.output)
     with interrupt.caught(), choose_display(view, console) as display:  # after Ray, which has a SIGTERM handler, too
         driver = _driver(sweep, study, pool, setup, clock, display)

@@ -55,7 +55,7 @@ def _as_asset(sweep: Sweep) -> Sweep:
     """
     if sweep.space.domains or not sweep.num_trials == len(sweep.config.prompts) == len(sweep.config.seeds) == 1:
         raise UserError(
-            "makes one object, with one seed and without a search",
+            "psd run makes one object, with one seed and without a search",
             file="command line",
             remedy="for more: psd sweep FILE",
         )

@@ -109,7 +109,7 @@ def run(*arguments: object) -> int:
         ),
         (["sweep", "tiny.yaml", "failures.max_attempts=0"], "psd: command line: failures.max_attempts: must be >= 1"),
         (["run", "a zebra"], "psd: command line: prompts[0]: the built-in world cannot read"),
-        (["run", "a red cube", "seeds=[0,1]"], "psd: command line: makes one object, with one seed and without a"),
+        (["run", "a red cube", "seeds=[0,1]"], "psd: command line: psd run makes one object, with one seed and wi"),
         (["run", "a", "red", "cube", "trials=3"], "psd: command line: a prompt of several words needs quotes: psd run"),
         (["sweep", "tiny"], "psd: tiny: no such file; did you mean tiny.yaml?"),
         (["sweep", "experiment"], "psd: experiment: is a folder; name a sweep file in it"),
