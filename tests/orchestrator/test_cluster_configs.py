@@ -187,7 +187,9 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     both_started = f'[ "$(grep -c "ray start" {log})" -ge 2 ]'  # or the job may be over before the second node begins
     _tool(venv, "ray", f'case "$1" in start) {start} ;; health-check) {both_started} ;; esac')
     _tool(venv, "python", f'case "$2" in *token*) echo secret ;; *) echo "route to $3" >>{log}; echo 10.0.0.1 ;; esac')
-    _tool(venv, "psd", f'echo "psd $* at $RAY_ADDRESS with $RAY_AUTH_TOKEN" >>{log}; exit ${{PSD_STATUS:-0}}')
+    warned = "trap 'exit 130' TERM; kill -TERM $PPID; while :; do sleep 0.1; done"  # by Slurm, which signals the script
+    says = f'echo "psd $* at $RAY_ADDRESS with $RAY_AUTH_TOKEN" >>{log}'
+    _tool(venv, "psd", f'{says}; [ -z "$WARN" ] || {{ {warned}; }}; exit ${{PSD_STATUS:-0}}')
     return {
         "PATH": f"{tools}:{os.environ['PATH']}",
         "PSD_VENV": str(venv.parent),
@@ -222,8 +224,13 @@ def test_slurm_starts_ray_on_every_node_and_the_sweep_on_the_first(slurm: dict[s
 
 
 def test_slurm_queues_an_interrupted_sweep_again(slurm: dict[str, str]) -> None:
-    assert _sbatch({**slurm, "PSD_STATUS": "130"}, "sweeps/cfg_scale.yaml").returncode == 130
+    assert _sbatch({**slurm, "WARN": "yes"}, "sweeps/cfg_scale.yaml").returncode == 130
     assert "scontrol requeue 7" in Path(slurm["SLURM_SUBMIT_DIR"], "log").read_text()
+
+
+def test_slurm_does_not_queue_a_stopped_sweep_again(slurm: dict[str, str]) -> None:
+    assert _sbatch({**slurm, "PSD_STATUS": "130"}, "sweeps/cfg_scale.yaml").returncode == 130
+    assert "requeue" not in Path(slurm["SLURM_SUBMIT_DIR"], "log").read_text()
 
 
 def test_slurm_tells_what_is_missing(slurm: dict[str, str]) -> None:
