@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -30,6 +31,7 @@ from psd.rewards.base import Reward
 
 T = TypeVar("T")
 
+LONG_STEP_S = 5.0  # what comes after a longer step may take as long as loading, before the worker counts as hung
 TRAIN_REWARD = "reward"  # the training reward's name among the held-out ones
 
 
@@ -108,6 +110,7 @@ class PsdRun:
         self._log_every = config.optimization.log_every
         self._evaluate_every = config.evaluation.every
         self._seconds = 0.0  # of optimisation alone
+        self._step_s = math.inf  # of the last step; nobody knows yet
         self._unet_calls = 0
 
     def advance(self) -> Progress:
@@ -136,11 +139,16 @@ class PsdRun:
         done = step == self._num_steps
         files: Mapping[str, Path] = {}
         if done or step % self._evaluate_every == 0:
-            scores, files = self._evaluator(self._optimization, final=done)
+            with self._patience():
+                scores, files = self._evaluator(self._optimization, final=done)
             metrics |= scores
         if done:
             metrics["seconds"] = self._seconds
         return Progress(step=step, num_steps=self._num_steps, metrics=metrics, files=files, done=done)
+
+    def _patience(self) -> AbstractContextManager[None]:
+        """Around what has no sign of life in it, on a machine on which that may take long, since steps do."""
+        return patience() if self._step_s > LONG_STEP_S else nullcontext()
 
     def _optimize_chunk(self) -> dict[str, float]:
         """The terms' means over the chunk, as ``train/NAME``."""
@@ -149,9 +157,10 @@ class PsdRun:
         last = min(first - first % self._log_every + self._log_every, self._num_steps)
         terms: dict[str, list[float]] = defaultdict(list)
         for _ in range(first, last):
-            # Any step may be the first with its number of views, which torch compiles anew for minutes.
-            with patience() if self._config.prior.compile else nullcontext():
+            step_started_s = time.perf_counter()
+            with self._patience():
                 report = self._optimization.step()
+            self._step_s = time.perf_counter() - step_started_s
             beat()
             self._unet_calls += report.unet_calls
             for name, value in report.terms.items():

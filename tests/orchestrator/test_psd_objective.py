@@ -22,6 +22,7 @@ from orchestrator.failure import classify
 from orchestrator.heartbeat import asks_patience
 from orchestrator.objective import Progress
 from orchestrator.psd_objective.compilation import excuse_compiling
+from orchestrator.psd_objective.evaluator import Evaluator
 from orchestrator.psd_objective.objective import PsdObjective
 from orchestrator.trial import FailureKind, RunSpec
 from psd.distillation import negative_embedding
@@ -113,22 +114,32 @@ def test_the_models_stay_warm(spec: RunSpec, tmp_path: Path, monkeypatch: pytest
     objective.start(spec, tmp_path, None)
 
 
-@pytest.mark.parametrize("compiles", [False, True])
-def test_a_step_that_may_compile_asks_for_patience(
-    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiles: bool
-) -> None:
+def test_what_may_take_long_asks_for_patience(spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step whose predecessor took long, and an evaluation after one."""
+    durations_s = iter([300.0, 20.0, 1.0, 1.0])
+    now_s = 0.0
     asked = []
 
     def step(optimization: Optimization) -> StepReport:
-        asked.append(asks_patience())
+        nonlocal now_s
+        asked.append(("step", asks_patience()))
+        now_s += next(durations_s)
         optimization.next_step += 1
         return StepReport(step=optimization.next_step - 1, terms={}, unet_calls=0)
 
+    def evaluate(*_: object, **__: object) -> tuple[dict[str, float], dict[str, Path]]:
+        asked.append(("evaluation", asks_patience()))
+        return {}, {}
+
     monkeypatch.setattr(Optimization, "step", step)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, dynamic: None)
-    config = {**spec.config, "prior": {**spec.config["prior"], "compile": compiles}}
-    PsdObjective().start(replace(spec, config=config), tmp_path, None).advance()
-    assert asked == [compiles] * 2
+    monkeypatch.setattr(Evaluator, "__call__", evaluate)
+    monkeypatch.setattr("orchestrator.psd_objective.objective.time.perf_counter", lambda: now_s)
+    config = {**spec.config, "evaluation": {**spec.config["evaluation"], "every": 2}}
+    run = PsdObjective().start(replace(spec, config=config), tmp_path, None)
+    run.advance()
+    run.advance()
+    names = ["step", "step", "evaluation"] * 2
+    assert asked == list(zip(names, [True, True, True, True, False, False], strict=True))
     assert not asks_patience()
 
 
