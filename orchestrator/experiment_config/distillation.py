@@ -101,7 +101,7 @@ class BestWeightingConfig:
 
     kind: Literal["best"] = "best"
     num_candidates: NumCandidates = 7
-    num_best: Count = 2
+    num_best: Count = 1
 
     def __post_init__(self) -> None:
         if self.num_best > self.num_candidates:

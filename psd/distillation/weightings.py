@@ -187,10 +187,10 @@ class SoftmaxWeighting:
 
 @dataclass(frozen=True, kw_only=True)
 class BestWeighting:
-    """The mean residual of the best candidates: RewardSDS (arXiv 2503.09601)."""
+    """The mean residual of the best candidates: RewardSDS (arXiv 2503.09601), in whose code it is the best one's."""
 
     num_candidates: int = 7
-    num_best: int = 2
+    num_best: int = 1
 
     needs_rewards = True
 

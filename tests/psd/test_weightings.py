@@ -114,6 +114,7 @@ def test_psd_becomes_dreamdpo_as_its_scale_grows() -> None:
 
 
 def test_best_of_two_is_psd_at_scale_zero() -> None:
+    assert BestWeighting().num_best == 1, "as in RewardSDS's code"
     best = BestWeighting(num_candidates=2, num_best=1)
     torch.testing.assert_close(coefficients(best), coefficients(PreferenceWeighting(scale=Constant(0.0))))
 
@@ -130,6 +131,9 @@ def test_a_cold_softmax_is_the_best_and_a_hot_one_the_mean() -> None:
 
 def test_of_equal_rewards_the_first_are_better() -> None:
     equal = torch.ones(4, 2)
+    published = MinMaxWeighting()
+    assert (published.num_best, published.num_worst) == (2, 2)
+    assert (published.best_weight, published.worst_weight) == (0.9, 0.1)
     weighting = MinMaxWeighting(num_candidates=4, num_best=1, num_worst=1)
     assert coefficients(weighting, equal)[:, 0].tolist() == pytest.approx([0.9, 0, 0, -0.1])
     assert coefficients(PreferenceWeighting(num_candidates=4), equal)[:, 1].tolist() == [1, 0, 0, 0]
