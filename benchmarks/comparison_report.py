@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,11 +228,11 @@ def figure(report: Report) -> Figure:
         row[0].set_ylim(len(rows) - 0.5, -0.5)
         row[0].set_ylabel(f"minus {comparison.baseline}", fontsize=9)
     level = [measure.name for measure in report.measures if measure not in measures]
-    canvas.supxlabel(
+    key = (
         "Tick: a pair. Dot and bar: the mean and its 95 % interval; arrow: a mean far outside. Blue better, "
-        "orange worse, grey not told apart." + (f" Level everywhere, not shown: {', '.join(level)}." if level else ""),
-        fontsize=8,
+        "orange worse, grey not told apart." + (f" Level everywhere, not shown: {', '.join(level)}." if level else "")
     )
+    canvas.supxlabel(textwrap.fill(key, width=int(16 * size[0])), fontsize=8)  # about as many letters as fit
     return canvas
 
 
