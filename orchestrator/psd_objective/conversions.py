@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from transformers.utils import logging
+
 from psd.checkpoint_files import check_folder, find_folder
 from psd.priors.mvdream import convert_mvdream
 from psd.rewards.hpsv2 import convert_hpsv2
@@ -25,6 +27,7 @@ def convert(model: str, checkpoint: Path, out: Path, tokenizer: str | None, base
     """
     if not checkpoint.is_file():
         raise ValueError(f"{checkpoint}: no such file; psd weights says how to get it")
+    logging.disable_progress_bar()
     match model:
         case "hpsv2":
             words = _needed(tokenizer, _CLIP)
@@ -62,6 +65,8 @@ def _write(out: Path, write: Callable[[Path], None]) -> None:
         folder = Path(scratch) / "converted"
         folder.mkdir()
         write(folder)
+        for weights in folder.rglob("*.safetensors"):  # which nobody but their owner may read
+            shutil.copymode(weights.with_name("config.json"), weights)
         if out.exists():
             out.rmdir()
         shutil.move(folder, out)

@@ -125,6 +125,9 @@ def test_what_is_converted_can_be_loaded(
     assert main(command) == 2
     assert "the checkpoint has no tokenizer; give --tokenizer FOLDER" in capsys.readouterr().err
     assert main([*command, "--tokenizer", str(tmp_path / "words")]) == 0
+    assert not capsys.readouterr().err, "a progress bar"
+    files = {file.name: file.stat().st_mode for file in (tmp_path / "deep/out").iterdir()}
+    assert files["model.safetensors"] == files["config.json"]
     reward = load_reward(settings({"kind": kind, "path": str(tmp_path / "deep/out")}).rewards["train"], CPU)  # type: ignore[arg-type]
     assert reward(torch.rand(4, 3, 16, 16), ["red"] * 4).isfinite().all()
     capsys.readouterr()
