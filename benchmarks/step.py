@@ -4,13 +4,17 @@ python -m benchmarks.step                        # the built-in world's checkpoi
 python -m benchmarks.step --prior mid-size       # random weights: on a CPU, a step of a second or so
 python -m benchmarks.step --prior sd21-size      # random weights of MVDream's and HPSv2.1's size; for a GPU
 python -m benchmarks.step --prior DIR --reward DIR
-python -m benchmarks.step --prior sd21-size --scene hash_grid --methods 'PSD*' --dtype bfloat16 --warmup 0 --steps 4
+python -m benchmarks.step --prior sd21-size --scene hash_grid --methods 'PSD*' --warmup 0 --steps 4
+python -m benchmarks.step --prior sd21-size --count     # computes nothing: the networks' operations, phase by phase
 
 The methods take turns, step by step, so that a busy machine slows all alike. A number is the mean of four medians, one
 for every fourth step, so that work that is due every fourth step counts. The floor is what a method would cost if it
 differed from SDS in nothing but the number of views that the UNet denoises. Memory is the most that a step of the
 method ever held, the models included: of a GPU what torch allocated, else what the process had in memory. Below the
 table PSD is held against the goals of this project: at most 1.15 times DreamDPO, and at most 2.2 times SDS.
+
+Counted are the floating-point operations of matrix products, convolutions and attention, by torch's ``FlopCounterMode``
+on the meta device: what a step would cost where these take all of the time. Rendering is none of them.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 import psd
@@ -41,7 +46,7 @@ from psd.distillation.residuals import X0Reconstruction
 from psd.distillation.reward_gradient import RewardGradientConfig, RewardImage
 from psd.distillation.weightings import DreamDpoWeighting, MinMaxWeighting, PreferenceWeighting, SingleWeighting
 from psd.optimization import Optimization
-from psd.phases import record_phases
+from psd.phases import phase, record_phases
 from psd.priors.base import NoiseSchedule, Prior
 from psd.priors.latent_diffusion import LatentDiffusionParts
 from psd.priors.multiview import MultiviewPrior
@@ -60,6 +65,8 @@ CHECKPOINTS = Path(psd.__file__).parent / "toybox" / "checkpoints"
 PHASES = ("render", "encode", "unet", "decode", "reward", "negative", "backward", "optimizer")
 START, END = "<|startoftext|>", "<|endoftext|>"
 CYCLE = 4  # steps; work that is not due at every step is due every fourth
+NUM_VIEWS = 4
+PROMPT = "a red cube"
 SCENES = ("voxel_grid", "hash_grid")
 SDS, DREAM_DPO = "SDS", "DreamDPO"
 PSD = ("PSD, preference alone", f"PSD, negative embedding every {CYCLE}th step")
@@ -147,16 +154,16 @@ SIZES = {
 class Cost:
     """Of a step of one method."""
 
-    milliseconds: dict[str, float]  # by phase
+    phases: dict[str, float]  # milliseconds, or 10^9 operations where they are counted
     unet_calls: float  # views denoised
     peak_gb: float | None
 
     @property
     def total(self) -> float:
-        return sum(self.milliseconds.values())
+        return sum(self.phases.values())
 
     def floor(self, baseline: Cost) -> float:
-        unet = baseline.milliseconds["unet"]
+        unet = baseline.phases["unet"]
         return (baseline.total + unet * (self.unet_calls / baseline.unet_calls - 1)) / baseline.total
 
 
@@ -169,12 +176,15 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["*"], metavar="NAME", help=names)
     parser.add_argument("--steps", type=int, default=20, help="of each method, after the warm-up; a multiple of 4")
     parser.add_argument("--warmup", type=int, default=4, help="steps of each method that do not count")
+    parser.add_argument("--count", action="store_true", help="count operations instead of measuring milliseconds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the networks; bfloat16 on a GPU")
     options = parser.parse_args()
     if options.steps % CYCLE or options.steps < CYCLE:
         parser.error(f"--steps must be a multiple of {CYCLE}, got {options.steps}")
+    if options.count:
+        options.device = "meta"
     torch.set_num_threads(options.threads)
     diffusers_logging.set_verbosity_error()  # it warns of casts
     dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
@@ -183,6 +193,10 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     settings = chosen(options.methods)
+    if options.count:
+        costs = count(settings, prior, reward, image_size)
+        print(f"`{_command()}` at {_commit()}: {NUM_VIEWS} views.\n\n{table(costs, 'GFLOP')}\n\n{verdict(costs)}")
+        return
     print(measure_and_report(optimizations(settings, prior, reward, image_size, options), options, dtype))
 
 
@@ -192,13 +206,19 @@ def measure_and_report(runs: dict[str, Optimization], options: argparse.Namespac
         if options.device == "cuda"
         else f"{options.threads} thread{'s' * (options.threads > 1)} of {_processor()}"
     )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    command = f"python -m benchmarks.step {' '.join(sys.argv[1:])}".strip()
-    head = f"`{command}` at {commit or 'an unknown commit'}: {machine}, torch {torch.__version__}, {dtype}, "
+    head = f"`{_command()}` at {_commit()}: {machine}, torch {torch.__version__}, {dtype}, {NUM_VIEWS} views."
     costs = measure(runs, options.steps, options.warmup, options.device)
-    return f"{head}4 views.\n\n{table(costs)}\n\n{verdict(costs)}"
+    return f"{head}\n\n{table(costs, 'ms')}\n\n{verdict(costs)}"
+
+
+def _command() -> str:
+    return f"python -m benchmarks.step {' '.join(sys.argv[1:])}".strip()
+
+
+def _commit() -> str:
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    return found or "an unknown commit"
 
 
 def chosen(patterns: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -236,16 +256,25 @@ def optimizations(
         name: Optimization(
             scene=_scene(options.scene).to(device),
             background=FlatBackground(),
-            cameras=CameraSampler(
-                height=image_size, width=image_size, elevation_deg=(10, 35), fov_deg=(40, 40), distance_scale=(1, 1)
-            ),
+            cameras=_cameras(image_size),
             distillation=Distillation(prior=prior, residual=X0Reconstruction(), reward=reward, **parts).to(device),
             prompt_encoder=PromptEncoder(prior),
-            prompt="a red cube",
+            prompt=PROMPT,
             seed=0,
         )
         for name, parts in settings.items()
     }
+
+
+def _cameras(image_size: int) -> CameraSampler:
+    return CameraSampler(
+        height=image_size,
+        width=image_size,
+        group_size=NUM_VIEWS,
+        elevation_deg=(10, 35),
+        fov_deg=(40, 40),
+        distance_scale=(1, 1),
+    )
 
 
 def _scene(kind: str) -> Scene:
@@ -269,12 +298,42 @@ def measure(runs: Mapping[str, Optimization], num_steps: int, num_warmup: int, d
                 calls[name].append(report.unet_calls)
     return {
         name: Cost(
-            milliseconds={phase: 1000 * _typical([row.get(phase, 0.0) for row in rows]) for phase in PHASES},
+            phases={name: 1000 * _typical([row.get(name, 0.0) for row in rows]) for name in PHASES},
             unet_calls=statistics.mean(calls[name]),
             peak_gb=peaks[name] or None,
         )
         for name, rows in seconds.items()
     }
+
+
+def count(settings: Mapping[str, Mapping[str, Any]], prior: Prior, reward: Reward, image_size: int) -> dict[str, Cost]:
+    """Of models on the meta device, from a step with what is due every fourth step and one without."""
+    reward(torch.rand(NUM_VIEWS, 3, image_size, image_size, device="meta"), [PROMPT] * NUM_VIEWS)  # it reads it once
+    costs = {}
+    for name, parts in settings.items():
+        distillation = Distillation(prior=prior, residual=X0Reconstruction(), reward=reward, **parts).to("meta")
+        (due, calls_when_due), (idle, calls) = (
+            _count_step(distillation, prior, image_size, step) for step in (0, CYCLE - 1)
+        )
+        costs[name] = Cost(
+            phases={name: idle[name] + (due[name] - idle[name]) / CYCLE for name in PHASES},
+            unet_calls=calls + (calls_when_due - calls) / CYCLE,
+            peak_gb=None,
+        )
+    return costs
+
+
+def _count_step(distillation: Distillation, prior: Prior, image_size: int, step: int) -> tuple[dict[str, float], int]:
+    """10^9 operations by phase, and UNet calls."""
+    generator = torch.Generator().manual_seed(0)
+    cameras = _cameras(image_size)(generator)
+    prompt = PromptEncoder(prior)(PROMPT, cameras)
+    rgb = torch.rand(NUM_VIEWS, 3, image_size, image_size, device="meta", requires_grad=True)
+    with FlopCounterMode(display=False) as counter, record_phases(counter.get_total_flops) as operations:
+        loss = distillation(rgb, prompt, cameras.to(torch.device("meta")), step, generator)
+        with phase("backward"):
+            loss.total.backward()
+    return {name: operations[name] / 1e9 for name in PHASES}, loss.unet_calls
 
 
 class PeakMemory:
@@ -301,10 +360,10 @@ def _typical(seconds: list[float]) -> float:
     return statistics.mean(statistics.median(seconds[first::CYCLE]) for first in range(CYCLE))
 
 
-def table(costs: dict[str, Cost]) -> str:
-    """Markdown."""
+def table(costs: dict[str, Cost], unit: str) -> str:
+    """Markdown. ``unit`` is that of the phases."""
     baseline = costs[SDS]
-    columns = ("method", "UNet calls", "ms", "× SDS", "floor", "memory, GB", *PHASES)
+    columns = ("method", "UNet calls", unit, "× SDS", "floor", "memory, GB", *PHASES)
     lines = [f"| {' | '.join(columns)} |", f"|---|{'--:|' * (len(columns) - 1)}"]
     for name, cost in costs.items():
         cells = [
@@ -314,7 +373,7 @@ def table(costs: dict[str, Cost]) -> str:
             f"{cost.total / baseline.total:.2f}",
             f"{cost.floor(baseline):.2f}",
             "-" if cost.peak_gb is None else f"{cost.peak_gb:.1f}",
-            *(f"{cost.milliseconds[phase]:.0f}" for phase in PHASES),
+            *(f"{cost.phases[name]:.0f}" for name in PHASES),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

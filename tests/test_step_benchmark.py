@@ -16,6 +16,7 @@ from benchmarks.step import (
     PeakMemory,
     Size,
     chosen,
+    count,
     measure,
     optimizations,
     random_models,
@@ -41,7 +42,7 @@ TINY = Size(
 
 
 def cost(calls: float, peak_gb: float | None = None, **milliseconds: float) -> Cost:
-    return Cost(milliseconds=dict.fromkeys(PHASES, 0.0) | milliseconds, unet_calls=calls, peak_gb=peak_gb)
+    return Cost(phases=dict.fromkeys(PHASES, 0.0) | milliseconds, unet_calls=calls, peak_gb=peak_gb)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_the_floor_is_the_baseline_with_the_methods_calls(costs: dict[str, Cost]
 
 
 def test_the_table_has_a_row_for_each_method(costs: dict[str, Cost]) -> None:
-    lines = table(costs).splitlines()
+    lines = table(costs, "ms").splitlines()
     assert len(lines) == 2 + len(costs)
     assert lines[3].startswith("| DreamDPO | 16 | 200 | 2.00 | 1.60 | - |")
     assert "| 18 | 240 | 2.40 | 1.75 | 3.2 |" in lines[5]
@@ -85,12 +86,22 @@ def test_all_methods_are_measured_side_by_side() -> None:
     found = measured("voxel_grid", "*")
     calls = {name: round(cost.unet_calls, 2) for name, cost in found.items()}
     assert list(calls.values()) == [8, 16, 8, 56, 16, 18]
-    assert all(cost.total > cost.milliseconds["unet"] > 0 for cost in found.values())
+    assert all(cost.total > cost.phases["unet"] > 0 for cost in found.values())
 
 
 def test_some_methods_on_a_hash_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "HashGridConfig", lambda: HashGridConfig(num_levels=2, log2_table_size=8, num_samples=16))
     assert list(measured("hash_grid", "PSD, n*")) == ["SDS", "DreamDPO", PSD[1]]
+
+
+def test_operations_are_counted_without_computing() -> None:
+    prior, reward, image_size = random_models(TINY, "meta", torch.float32)
+    found = count(chosen(["PSD*"]), prior, reward, image_size)
+    sds, dreamdpo, plain, refining = (found[name].phases for name in ("SDS", "DreamDPO", *PSD))
+    assert plain == dreamdpo
+    assert plain["unet"] == 2 * sds["unet"] > 0
+    assert refining["unet"] == pytest.approx(18 / 8 * sds["unet"])
+    assert 2 / 8 < refining["negative"] / sds["unet"] < 2 * 2 / 8, "a quarter of a backward pass through eight views"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no account of a process's memory")
