@@ -15,6 +15,7 @@ from psd.cameras import CameraSampler, LaterCameras
 from psd.distillation.distillation import Distillation
 from psd.phases import phase
 from psd.prompts import PromptEncoder
+from psd.random import forked_devices
 from psd.scenes.backgrounds import Background
 from psd.scenes.base import Scene
 
@@ -127,7 +128,7 @@ class _GlobalRng:
     """torch's global generators as one optimisation sees them: ``state`` while it rests, installed while it runs."""
 
     def __init__(self, device: torch.device, seed: int) -> None:
-        self._devices = [device] if device.type == "cuda" else []
+        self._devices = forked_devices(device)
         with torch.random.fork_rng(self._devices):
             torch.manual_seed(seed)
             self.state = self._read()

@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def forked_devices(device: torch.device) -> list[torch.device]:
+    """What ``torch.random.fork_rng`` is to fork beside the CPU: left alone, it wakes every GPU of the machine."""
+    return [device] if device.type == "cuda" else []
+
+
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
     return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
 

@@ -27,6 +27,7 @@ from orchestrator.psd_objective.scenes import build_background, build_cameras, b
 from orchestrator.trial import RunSpec
 from psd.optimization import Optimization
 from psd.prompts import PromptEncoder
+from psd.random import forked_devices
 from psd.rewards.base import Reward
 
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class PsdObjective:
         path = config.evaluation.oracle
         oracle = None if path is None else self._load(("oracle", path), partial(build_oracle, path))
         cameras, later = build_cameras(config.cameras), build_later_cameras(config.cameras)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(forked_devices(self._device)):
             torch.manual_seed(spec.seed)  # networks draw their first weights from the global generator
             scene, background = build_scene(config, spec.seed), build_background(config.background)
             distillation = build_distillation(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from psd.cameras import Cameras
 from psd.priors.base import Adapter
+from psd.random import forked_devices
 
 Predict: TypeAlias = Callable[[Tensor, Tensor, Tensor, Cameras | None], Tensor]
 
@@ -82,7 +83,8 @@ def _insert(network: nn.Module, rank: int) -> _Slots:
     layers = _lora_layers(network)
     if not any(adapter_name in layer.lora_A for layer in layers):
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=_TARGETS)
-        with torch.random.fork_rng(), warnings.catch_warnings():  # peft draws weights that are never used
+        devices = forked_devices(next(network.parameters()).device)
+        with torch.random.fork_rng(devices), warnings.catch_warnings():  # peft draws weights that are never used
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # of another rank
             inject_adapter_in_model(config, network, adapter_name)
         layers = _lora_layers(network)

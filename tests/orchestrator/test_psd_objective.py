@@ -114,6 +114,14 @@ def test_the_models_stay_warm(spec: RunSpec, tmp_path: Path, monkeypatch: pytest
     objective.start(spec, tmp_path, None)
 
 
+def test_the_other_gpus_of_a_machine_are_left_alone(
+    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = PsdObjective()
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)  # each of which torch would wake, with a warning
+    objective.start(spec, tmp_path, None)
+
+
 def test_what_may_take_long_asks_for_patience(spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step whose predecessor took long, and an evaluation after one."""
     durations_s = iter([300.0, 20.0, 1.0, 1.0])

@@ -90,6 +90,11 @@ def test_random_numbers_are_those_of_the_weights_alone(prior: MultiviewPrior) ->
     assert all(value.abs().sum() == 0 for name, value in first.items() if name.endswith("lora_B"))
 
 
+def test_the_other_gpus_of_a_machine_are_left_alone(prior: MultiviewPrior, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)  # each of which torch would wake, with a warning
+    prior.make_adapter(6)
+
+
 def test_compiled_network_is_refused(prior: MultiviewPrior, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prior, "_is_compiled", True)
     with pytest.raises(ValueError, match=r"set prior\.compile to false"):
