@@ -108,7 +108,7 @@ class _Sweep:
 
 
 def _start_ray(num_cpus: int) -> None:
-    """Start Ray, and wait until it has come to rest: the processes that it starts ahead, one a CPU, are up and idle."""
+    """Start Ray, and wait until it has come to rest: the processes that it starts ahead are up, and all are idle."""
     import ray
 
     os.environ.update(RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", RAY_agent_register_timeout_ms="120000")  # as the pool
@@ -122,19 +122,19 @@ def _start_ray(num_cpus: int) -> None:
         _node_ip_address="127.0.0.1",
     )
     deadline_s = time.monotonic() + SETTLING_TIMEOUT_S
-    while not _is_at_rest(num_cpus):
+    while not _is_at_rest(num_idle=min(num_cpus, os.cpu_count() or 1)):  # as many as Ray 2.60 starts
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"Ray has not come to rest within {SETTLING_TIMEOUT_S:.0f} s")
 
 
-def _is_at_rest(num_cpus: int) -> bool:
+def _is_at_rest(num_idle: int) -> bool:
     """Whether so many idle workers are there, and all of Ray's processes together hardly used the CPU for a second."""
     processes = psutil.Process().children(recursive=True)
     before_s = _cpu_s(processes)
     time.sleep(1.0)
     if _cpu_s(processes) - before_s > AT_REST_CPU_S:
         return False
-    return sum(map(_is_idle_worker, psutil.Process().children(recursive=True))) >= num_cpus
+    return sum(map(_is_idle_worker, psutil.Process().children(recursive=True))) >= num_idle
 
 
 def _is_idle_worker(process: psutil.Process) -> bool:

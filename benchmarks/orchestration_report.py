@@ -36,7 +36,8 @@ def _head() -> str:
 `python -m benchmarks.orchestration`, written by it down to the reading. Objectives only sleep; each trial is one run in
 one chunk with five parameters, sampled by the same TPE. Ours keeps its study on the disk, as `psd sweep` does; Ray Tune
 keeps it in memory, reuses its actors and writes no logs (its quickest settings). The clock starts when Ray is at rest:
-the processes that it starts ahead, one a CPU, are up and idle. What each system starts or makes of them counts.
+the processes that it starts ahead, one for each of the machine's cores, are up and idle. Those that a system needs
+beyond them count, as does all that it makes of any.
 
 Machine: {os.cpu_count()} cores ({_processor()}), Python {platform.python_version()}, {versions}. "Load" is the
 machine's load average before and after a piece. Much above 1, others were at work, and times are too long.
