@@ -157,7 +157,7 @@ class _JournalFile(JournalFileBackend):
             for line in file:
                 if not line.endswith(b"\n"):
                     return
-                log = json.loads(line, object_pairs_hook=_with_shared_names)
+                log = _DECODER.decode(line.decode())
                 self._num_read, self._offset = self._num_read + 1, self._offset + len(line)
                 self.num_completions += log.get("state") == TrialState.COMPLETE
                 if self._num_read > log_number_from:
@@ -183,6 +183,9 @@ class _JournalFile(JournalFileBackend):
 def _with_shared_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Each name once in memory, not once for each trial, whose parameters and metrics all have the same ones."""
     return {sys.intern(key): sys.intern(value) if key == "param_name" else value for key, value in pairs}
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_with_shared_names)  # json.loads would make one for each line
 
 
 class _KernelLock(JournalFileOpenLock):

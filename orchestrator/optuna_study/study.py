@@ -94,6 +94,7 @@ class OptunaStudy:
         self._study.sampler = make_sampler(
             sampling or Sampling(), space, num_trials=len(trials), stream=owner if shared else ""
         )
+        self._trial_ids: dict[int, int] = {}  # by number, of trials that were reported and not told
         self._num_imported = _num_imported(trials)  # they come first, and are not counted
         self._num_seen = len(trials)
         self._waiting = [trial._trial_id for trial in trials if trial.state == TrialState.WAITING]
@@ -122,7 +123,9 @@ class OptunaStudy:
 
     def report(self, number: int, step: int, value: float) -> bool:
         def attempt() -> bool:
-            trial_id = self._trial_id(number)
+            if number not in self._trial_ids:
+                self._trial_ids[number] = self._trial_id(number)
+            trial_id = self._trial_ids[number]
             self._storage.set_trial_intermediate_value(trial_id, step, value)
             return self._study.pruner.prune(self._study, self._storage.get_trial(trial_id))
 
@@ -237,6 +240,7 @@ class OptunaStudy:
         violations: Mapping[str, float] | None = None,
         state: TrialState | None = None,
     ) -> None:
+        self._trial_ids.pop(number, None)
         trial_id = self._trial_id(number)
         frozen = self._storage.get_trial(trial_id)
         if frozen.state.is_finished():
