@@ -328,7 +328,7 @@ def _count_step(distillation: Distillation, prior: Prior, image_size: int, step:
     generator = torch.Generator().manual_seed(0)
     cameras = _cameras(image_size)(generator)
     prompt = PromptEncoder(prior)(PROMPT, cameras)
-    rgb = torch.rand(NUM_VIEWS, 3, image_size, image_size, device="meta", requires_grad=True)
+    rgb = torch.rand(NUM_VIEWS, 3, image_size, image_size, device="meta", requires_grad=True) * 1  # no leaf: a render
     with FlopCounterMode(display=False) as counter, record_phases(counter.get_total_flops) as operations:
         loss = distillation(rgb, prompt, cameras.to(torch.device("meta")), step, generator)
         with phase("backward"):

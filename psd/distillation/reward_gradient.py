@@ -88,8 +88,9 @@ def add_reward_loss(
     is_alone = config.alone_from is not None and step >= config.alone_from
     weight = config.weight(step)
     if config.balance is RewardBalance.GRADIENTS:
-        pull = torch.autograd.grad(distillation, rgb, retain_graph=True)[0]
-        push = torch.autograd.grad(reward, rgb)[0]
+        with phase("backward"):
+            pull = torch.autograd.grad(distillation, rgb, retain_graph=True)[0]
+            push = torch.autograd.grad(reward, rgb)[0]
         factor = weight * torch.linalg.vector_norm(pull) / torch.linalg.vector_norm(push).clamp(min=1e-12)
         gradient = factor * push if is_alone else pull + factor * push
         value = (factor * reward + (0.0 if is_alone else distillation)).detach()
