@@ -191,6 +191,23 @@ def test_nerfaccs_kernels_see_what_the_torch_marcher_sees() -> None:
     assert all(torch.isfinite(parameter.grad).all() for parameter in scene.parameters() if parameter.grad is not None)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_large_picture_has_its_gradient_on_a_gpu(kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is marched through twice, and the second march must meet the samples of the first."""
+    if not kernels:
+        monkeypatch.setattr("psd.scenes.volume_rendering.has_kernels", lambda device: False)
+    scene, cameras = rough_grid().cuda(), views(0.0, 90.0, size=128).to("cuda")
+    generator = torch.Generator().manual_seed(0)
+    rgb = render_field(
+        scene.field(), cameras, WHITE.cuda(), num_samples=64, occupancy=scene.occupancy, generator=generator
+    ).rgb
+    rgb[:, 0].sum().backward()
+    gradients = [parameter.grad for parameter in scene.parameters() if parameter.grad is not None]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert any(gradient.abs().sum() > 0 for gradient in gradients)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
