@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +110,21 @@ def test_the_kind_says_whether_the_temperature_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "state", "kind"),
+    ("model", "make", "kind"),
     [
-        ("hpsv2", open_clip_state(), "clip_score"),
-        ("imagereward", image_reward_state(), "image_reward"),
-        ("reward3d", reward3d_state("Scorer"), "reward3d"),
+        ("hpsv2", open_clip_state, "clip_score"),
+        ("imagereward", image_reward_state, "image_reward"),
+        ("reward3d", partial(reward3d_state, "Scorer"), "reward3d"),
     ],
 )
 def test_what_is_converted_can_be_loaded(
-    model: str, state: dict[str, torch.Tensor], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str,
+    make: Callable[[], dict[str, torch.Tensor]],
+    kind: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    torch.save(state, tmp_path / "published.pt")
+    torch.save(make(), tmp_path / "published.pt")
     words = make_tokenizer() if model == "hpsv2" else make_bert_tokenizer()
     words.save_pretrained(tmp_path / "words")
     command = ["convert", model, str(tmp_path / "published.pt"), str(tmp_path / "deep/out")]
