@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from psd.state_dicts import read_state_dict
+from psd.state_dicts import fill, read_state_dict
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(())}
 
@@ -40,6 +40,19 @@ def test_pickles_in_every_wrapping(content: object, tmp_path: Path) -> None:
 def test_safetensors(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "a.safetensors")
     assert same(read_state_dict(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="nobody says what is mapped into memory")
+def test_tensors_stay_in_their_file_and_a_model_takes_them_as_they_are(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(2, 3), "bias": torch.zeros(2)}, tmp_path / "a.pt")
+    tensors = read_state_dict(tmp_path / "a.pt")
+    assert str(tmp_path / "a.pt") in Path("/proc/self/maps").read_text()
+    with torch.device("meta"):
+        model = nn.Linear(3, 2)
+    fill(model, tensors, what="a layer", checkpoint=tmp_path / "a.pt")
+    assert model.weight.data_ptr() == tensors["weight"].data_ptr()
+    with pytest.raises(ValueError, match=r"a\.pt does not fill a layer: .*Missing key.*bias"):
+        fill(model, {"weight": tensors["weight"]}, what="a layer", checkpoint=tmp_path / "a.pt")
 
 
 def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
