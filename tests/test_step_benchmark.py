@@ -96,10 +96,11 @@ def test_some_methods_on_a_hash_grid(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_operations_are_counted_without_computing() -> None:
     prior, reward, image_size = random_models(TINY, "meta", torch.float32)
-    found = count(chosen(["PSD*"]), prior, reward, image_size)
-    sds, dreamdpo, plain, refining = (found[name].phases for name in ("SDS", "DreamDPO", *PSD))
+    found = {name: cost.phases for name, cost in count(chosen(["PSD*", "DreamR*"]), prior, reward, image_size).items()}
+    sds, dreamdpo, dreamreward, plain, refining = found.values()
     assert plain == dreamdpo
     assert plain["unet"] == 2 * sds["unet"] > 0
+    assert dreamreward["backward"] > sds["backward"], "through the reward, too"
     assert refining["unet"] == pytest.approx(18 / 8 * sds["unet"])
     assert 2 / 8 < refining["negative"] / sds["unet"] < 2 * 2 / 8, "a quarter of a backward pass through eight views"
 
