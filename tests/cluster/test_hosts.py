@@ -28,7 +28,7 @@ from tests.cluster.hosts import Host, Hosts, edited, why_not
 
 ROOT = Path(__file__).parents[2]
 CHECKOUT = ("psd", "orchestrator", "sweeps", "cluster", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
-TRIALS = 7
+TRIALS = 6
 SMALL = (
     f"trials={TRIALS}", "optimization.num_steps=16", "optimization.log_every=2", "checkpoint_every=4",
     "evaluation.every=1000", "scene.resolution=16", "scene.coarse_resolution=8", "tracking.kind=none", "worker.cpus=2",
