@@ -25,7 +25,7 @@ from orchestrator.published_weights import PublishedWeights, published
 from orchestrator.schema import ConfigError
 from psd import toybox
 from psd.checkpoint_files import check_file, check_folder, check_weights, find_folder
-from psd.priors.diffusers_folder import check_prior_folder
+from psd.priors.diffusers_folder import check_previewer_folder, check_prior_folder
 from psd.rewards.entry_points import find_function
 from psd.rewards.reward_folder import check_processor_folder, check_reward_folder
 from psd.toybox import grammar
@@ -77,6 +77,9 @@ def checkpoints(experiment: ExperimentConfig) -> Iterator[Checkpoint]:
     prior = experiment.prior
     folder = prior_folder(prior.path)
     yield _look_at("prior.path", prior.path, folder, lambda folder: check_prior_folder(folder, prior.kind))
+    if prior.previewer is not None:
+        tiny = prior_folder(prior.previewer)
+        yield _look_at("prior.previewer", prior.previewer, tiny, lambda tiny: check_previewer_folder(tiny, folder))
     for name, reward in experiment.rewards.items():
         for key, single in single_rewards(reward, f"rewards.{name}").items():
             yield from _reward_checkpoints(key, single)

@@ -93,6 +93,16 @@ _PRIORS = (
     ),
 )
 
+_PREVIEWERS = (
+    PublishedWeights(
+        title="TAESD, a tiny autoencoder for the latents of Stable Diffusion 1.x and 2.x",
+        path="madebyollin/taesd",
+        hub_id="madebyollin/taesd",
+        files=("config.json", "diffusion_pytorch_model.safetensors"),
+        size_gb=0.01,
+    ),
+)
+
 _REWARDS = (
     PublishedWeights(
         title="PickScore (its tokenizer and preprocessing are those of the CLIP it was trained from)",
@@ -153,7 +163,7 @@ _REWARDS = (
     ),
 )
 
-_ALL = (*_PRIORS, *_REWARDS)
+_ALL = (*_PRIORS, *_PREVIEWERS, *_REWARDS)
 CATALOGUE = {weights.path: weights for weights in _ALL}
 
 

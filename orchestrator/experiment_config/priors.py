@@ -14,6 +14,7 @@ class LatentDiffusionConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the networks; see psd.priors.latent_diffusion
     compile: bool = False
     vae_slicing: bool = False
+    previewer: str | None = None  # a tiny autoencoder that decodes what rewards only rank; None: the prior's own does
 
 
 @dataclass(frozen=True, kw_only=True)

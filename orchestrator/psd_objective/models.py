@@ -39,12 +39,14 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 def build_prior(config: PriorConfig, group_size: int, device: torch.device) -> Prior:
     folder, dtype = prior_folder(config.path), _DTYPES[config.dtype]
+    previewer = None if config.previewer is None else prior_folder(config.previewer)
     if config.compile:
         excuse_compiling()
     match config:
         case MultiviewPriorConfig():
             return MultiviewPrior.from_pretrained(
                 folder,
+                previewer=previewer,
                 dtype=dtype,
                 device=device,
                 group_size=group_size,
@@ -53,7 +55,12 @@ def build_prior(config: PriorConfig, group_size: int, device: torch.device) -> P
             )
         case StableDiffusionPriorConfig():
             return StableDiffusionPrior.from_pretrained(
-                folder, dtype=dtype, device=device, compile_unet=config.compile, vae_slicing=config.vae_slicing
+                folder,
+                previewer=previewer,
+                dtype=dtype,
+                device=device,
+                compile_unet=config.compile,
+                vae_slicing=config.vae_slicing,
             )
 
 

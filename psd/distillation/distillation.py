@@ -259,7 +259,7 @@ class Distillation(nn.Module):
         ascends = update is not None and update.config.objective is NegativeObjective.REWARD_ASCENT
         with torch.set_grad_enabled(ascends):
             with phase("decode"):
-                rgb = prior.decode((denoised if ascends else denoised.detach()).flatten(0, 1))
+                rgb = prior.decode(denoised.flatten(0, 1)) if ascends else prior.preview(denoised.flatten(0, 1))
             with phase("reward"):
                 scores = reward(rgb, [prompt.prompt] * len(rgb))
         return scores.view(len(denoised), -1, candidates.group_size).mean(-1)

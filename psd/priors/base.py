@@ -77,6 +77,10 @@ class Prior(Protocol):
         """Differentiable; returns values in [0, 1]."""
         ...
 
+    def preview(self, z: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
+        """What rewards see that only rank: as ``decode``, or something quicker that looks alike. Without gradient."""
+        ...
+
     def predict_noise(
         self,
         z_t: Float[Tensor, "b c lh lw"],

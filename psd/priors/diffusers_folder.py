@@ -18,11 +18,8 @@ AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 TEXT_ENCODERS = ("CLIPTextModel",)
 
 _TITLES: dict[PriorKind, str] = {"stable_diffusion": "Stable Diffusion prior", "multiview": "multi-view prior"}
-_WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
+DIFFUSERS_WEIGHTS, TEXT_ENCODER_WEIGHTS = "diffusion_pytorch_model.safetensors", "model.safetensors"
+_WEIGHTS = {"unet": DIFFUSERS_WEIGHTS, "vae": DIFFUSERS_WEIGHTS, "text_encoder": TEXT_ENCODER_WEIGHTS}
 
 
 def check_prior_folder(root: Path, kind: PriorKind) -> None:
@@ -44,9 +41,20 @@ def check_prior_folder(root: Path, kind: PriorKind) -> None:
         check_weights(root / part, weights)
 
 
-def weights_variant(root: Path, part: Literal["unet", "vae", "text_encoder"]) -> str | None:
-    """Which variant of a part's weights there is, see ``check_weights``."""
-    return check_weights(root / part, _WEIGHTS[part])
+def check_previewer_folder(folder: Path, root: Path) -> None:
+    """Whether a folder holds a tiny autoencoder, and for latents like those of the prior in ``root``, if that is there.
+
+    Raises:
+        ValueError: it or its weights are missing or not whole, it is another model, or its latents have other channels.
+    """
+    check_folder(folder, kind="tiny autoencoder")
+    config = read_json(folder / "config.json", kind="tiny autoencoder (as madebyollin/taesd)")
+    if config.get("_class_name") != "AutoencoderTiny":
+        raise ValueError(f"{folder} holds a {config.get('_class_name')}; previews take an AutoencoderTiny, as TAESD is")
+    found, prior = config.get("latent_channels", 4), root / "vae" / "config.json"
+    if prior.is_file() and found != (wanted := read_json(prior, kind="autoencoder").get("latent_channels", 4)):
+        raise ValueError(f"{folder} takes latents of {found} channels, those of {root} have {wanted}")
+    check_weights(folder, DIFFUSERS_WEIGHTS)
 
 
 def prediction_type(root: Path) -> Literal["epsilon", "v_prediction"]:

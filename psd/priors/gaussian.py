@@ -49,6 +49,9 @@ class GaussianPrior:
     def decode(self, z: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         return z
 
+    def preview(self, z: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        return self.decode(z).detach()
+
     def mean(self, text: Float[Tensor, "b tokens dim"]) -> Float[Tensor, "b 3 h w"]:
         flat: Tensor = text.mean(1) @ self._to_mean
         return flat.view(-1, *self._latent_shape)

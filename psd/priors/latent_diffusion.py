@@ -21,9 +21,16 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from psd.cameras import Cameras
-from psd.checkpoint_files import load_model, read_json
+from psd.checkpoint_files import check_weights, load_model, read_json
 from psd.priors.base import Adapter, NoiseSchedule
-from psd.priors.diffusers_folder import PriorKind, check_prior_folder, prediction_type, weights_variant
+from psd.priors.diffusers_folder import (
+    DIFFUSERS_WEIGHTS,
+    TEXT_ENCODER_WEIGHTS,
+    PriorKind,
+    check_previewer_folder,
+    check_prior_folder,
+    prediction_type,
+)
 from psd.priors.lora import LowRankAdapter
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
@@ -43,10 +50,17 @@ class LatentDiffusionParts:
     tokenizer: CLIPTokenizer
     noise_schedule: NoiseSchedule
     prediction_type: PredictionType
+    previewer: AutoencoderTiny | None = None  # decodes the same latents, quicker
 
     @classmethod
     def from_pretrained(
-        cls, root: Path, kind: PriorKind, *, dtype: torch.dtype, device: torch.device | str
+        cls,
+        root: Path,
+        kind: PriorKind,
+        *,
+        previewer: Path | None = None,
+        dtype: torch.dtype,
+        device: torch.device | str,
     ) -> LatentDiffusionParts:
         """Loads safetensors from a local folder; never from the network.
 
@@ -57,16 +71,20 @@ class LatentDiffusionParts:
             ValueError: the folder, a file in it or its weights are missing, or it holds another kind of model.
         """
         check_prior_folder(root, kind)
+        if previewer is not None:
+            check_previewer_folder(previewer, root)
         config = read_json(root / "vae" / "config.json", kind="autoencoder")
         upcasts = dtype == torch.float16 and config.get("force_upcast", config["_class_name"] == "AutoencoderKL")
         vae_dtype = torch.float32 if upcasts else dtype
+        tiny = None if previewer is None else _load_diffusers(AutoencoderTiny, previewer, dtype).to(device)
         return cls(
-            unet=_load_diffusers(UNet2DConditionModel, root, "unet", dtype).to(device),
-            autoencoder=_load_diffusers(_AUTOENCODERS[config["_class_name"]], root, "vae", vae_dtype).to(device),
+            unet=_load_diffusers(UNet2DConditionModel, root / "unet", dtype).to(device),
+            autoencoder=_load_diffusers(_AUTOENCODERS[config["_class_name"]], root / "vae", vae_dtype).to(device),
             text_encoder=_load_text_encoder(root).to(device),
             tokenizer=CLIPTokenizer.from_pretrained(root / "tokenizer", local_files_only=True),
             noise_schedule=_load_schedule(root, device),
             prediction_type=prediction_type(root),
+            previewer=tiny,
         )
 
 
@@ -79,12 +97,14 @@ class LatentDiffusionPrior(ABC):
     def __init__(
         self, parts: LatentDiffusionParts, *, group_size: int, compile_unet: bool = False, vae_slicing: bool = False
     ) -> None:
-        for module in (parts.unet, parts.autoencoder, parts.text_encoder):
-            module.requires_grad_(False).eval()
+        for module in (parts.unet, parts.autoencoder, parts.text_encoder, parts.previewer):
+            if module is not None:
+                module.requires_grad_(False).eval()
         self.noise_schedule = parts.noise_schedule
         self.group_size = group_size
         self._unet = parts.unet.to(memory_format=torch.channels_last)
         self._autoencoder = parts.autoencoder.to(memory_format=torch.channels_last)
+        self._previewer = parts.previewer and parts.previewer.to(memory_format=torch.channels_last)
         self._text_encoder = parts.text_encoder
         self._tokenizer = parts.tokenizer
         self._prediction_type = parts.prediction_type
@@ -138,9 +158,12 @@ class LatentDiffusionPrior(ABC):
         return scaled
 
     def decode(self, z: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
-        latents = _channels_last(z / self._autoencoder.config.scaling_factor, self._autoencoder.dtype)
-        images: Tensor = self._autoencoder.decode(latents).sample
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        return _decoded(self._autoencoder, z)
+
+    @torch.no_grad()
+    def preview(self, z: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
+        """By the previewer, if the prior was given one."""
+        return _decoded(self._previewer or self._autoencoder, z)
 
     def make_adapter(self, rank: int) -> Adapter:
         """LoRA in the network's attention layers.
@@ -181,6 +204,13 @@ class LatentDiffusionPrior(ABC):
         return min(int(self._tokenizer.model_max_length), int(self._text_encoder.config.max_position_embeddings))
 
 
+def _decoded(autoencoder: Autoencoder, z: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
+    """An autoencoder's own scale is 1 where it takes the network's latents as they are, as tiny ones do."""
+    latents = _channels_last(z / autoencoder.config.scaling_factor, autoencoder.dtype)
+    images: Tensor = autoencoder.decode(latents).sample
+    return (images.float() / 2 + 0.5).clamp(0, 1)
+
+
 def _channels_last(images: Tensor, dtype: torch.dtype) -> Tensor:
     return images.to(dtype).contiguous(memory_format=torch.channels_last)
 
@@ -204,7 +234,7 @@ def _load_text_encoder(root: Path) -> CLIPTextModel:
     return load_model(
         lambda: CLIPTextModel.from_pretrained(
             root / "text_encoder",
-            variant=weights_variant(root, "text_encoder"),
+            variant=check_weights(root / "text_encoder", TEXT_ENCODER_WEIGHTS),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -214,18 +244,18 @@ def _load_text_encoder(root: Path) -> CLIPTextModel:
     )
 
 
-def _load_diffusers(model_class: type[Model], root: Path, part: Literal["unet", "vae"], dtype: torch.dtype) -> Model:
+def _load_diffusers(model_class: type[Model], folder: Path, dtype: torch.dtype) -> Model:
     """In ``dtype`` from the start: diffusers warns of a later cast, whether or not the model minds."""
     from_pretrained: Callable[..., tuple[Model, dict[str, Any]]] = model_class.from_pretrained  # type: ignore[attr-defined]
     return load_model(
         lambda: from_pretrained(
-            root / part,
-            variant=weights_variant(root, part),
+            folder,
+            variant=check_weights(folder, DIFFUSERS_WEIGHTS),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
             low_cpu_mem_usage=True,  # no random weights first
             torch_dtype=dtype,
         ),
-        root / part,
+        folder,
     )

@@ -37,6 +37,7 @@ class MultiviewPrior(LatentDiffusionPrior):
         cls,
         folder: str | os.PathLike[str],
         *,
+        previewer: str | os.PathLike[str] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         group_size: int = 4,
@@ -45,10 +46,18 @@ class MultiviewPrior(LatentDiffusionPrior):
     ) -> MultiviewPrior:
         """Loads safetensors from a local folder; never from the network.
 
+        ``previewer`` is a folder with a tiny autoencoder for the same latents, such as TAESD.
+
         Raises:
             ValueError: the folder, a file in it or its weights are missing, or it holds another kind of model.
         """
-        parts = LatentDiffusionParts.from_pretrained(Path(folder), "multiview", dtype=dtype, device=device)
+        parts = LatentDiffusionParts.from_pretrained(
+            Path(folder),
+            "multiview",
+            previewer=None if previewer is None else Path(previewer),
+            dtype=dtype,
+            device=device,
+        )
         return cls(parts, group_size=group_size, compile_unet=compile_unet, vae_slicing=vae_slicing)
 
     def predict_noise(

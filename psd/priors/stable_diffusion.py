@@ -24,6 +24,7 @@ class StableDiffusionPrior(LatentDiffusionPrior):
         cls,
         folder: str | os.PathLike[str],
         *,
+        previewer: str | os.PathLike[str] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         compile_unet: bool = False,
@@ -31,10 +32,18 @@ class StableDiffusionPrior(LatentDiffusionPrior):
     ) -> StableDiffusionPrior:
         """Loads safetensors from a local folder; never from the network.
 
+        ``previewer`` is a folder with a tiny autoencoder for the same latents, such as TAESD.
+
         Raises:
             ValueError: the folder, a file in it or its weights are missing, or it holds another kind of model.
         """
-        parts = LatentDiffusionParts.from_pretrained(Path(folder), "stable_diffusion", dtype=dtype, device=device)
+        parts = LatentDiffusionParts.from_pretrained(
+            Path(folder),
+            "stable_diffusion",
+            previewer=None if previewer is None else Path(previewer),
+            dtype=dtype,
+            device=device,
+        )
         return cls(parts, compile_unet=compile_unet, vae_slicing=vae_slicing)
 
     def predict_noise(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,20 @@ def test_published_rewards_come_with_the_commands_that_fetch_them(folders: tuple
     assert any("HPSv2.1: xswu/HPSv2, 2 GB" in line for line in lines)
     assert any("hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K" in line for line in lines)
     assert lines[-1].strip().startswith("psd convert hpsv2 downloads/HPS_v2.1_compressed.pt checkpoints/hpsv2.1")
+
+
+def test_a_previewer_is_looked_at(folders: tuple[Path, Path]) -> None:
+    def check(previewer: str) -> None:
+        settings = _experiment(*map(str, folders))
+        check_inputs(replace(settings, prior=replace(settings.prior, previewer=previewer)), ["a red cube"])
+
+    with pytest.raises(ConfigError, match=r"prior.previewer: .*vae holds a AutoencoderKL; previews take an"):
+        check(str(folders[0] / "vae"))
+    with pytest.raises(ConfigError) as raised:
+        check("madebyollin/taesd")
+    lines = str(raised.value).splitlines()
+    assert lines[0].startswith("prior.previewer: no tiny autoencoder at madebyollin/taesd: neither a folder nor")
+    assert lines[-1].strip() == "hf download madebyollin/taesd config.json diffusion_pytorch_model.safetensors"
 
 
 def test_a_folder_that_is_not_there_is_told(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -35,6 +35,11 @@ from tests.psd.closed_form import (
 from tests.psd.fakes import BrightnessReward, RecordingPrior, TableReward
 
 
+class InvertedPreviews(RecordingPrior):
+    def preview(self, z: Tensor) -> Tensor:
+        return -z
+
+
 class TestSds:
     def test_gradient_is_the_closed_form(self, prior: RecordingPrior, rgb: Tensor, run: Step) -> None:
         run(make(prior))
@@ -145,6 +150,14 @@ class TestPreference:
         estimates = (alpha * rgb.detach() - sigma * expected_deltas(prior, rgb)) / alpha
         assert noise.shape[0] == 2
         torch.testing.assert_close(prior.decoded[0], estimates.flatten(0, 1))
+
+    def test_a_reward_that_only_ranks_sees_previews(self, rgb: Tensor, run: Step) -> None:
+        prior = InvertedPreviews()
+        loss = run(make(prior, weighting=CONSTANT, reward=BrightnessReward()))
+        assert not prior.decoded
+        alpha, sigma = alpha_sigma(prior)
+        estimates = (alpha * rgb.detach() - sigma * expected_deltas(prior, rgb)) / alpha
+        torch.testing.assert_close(loss.terms["reward"], -estimates.mean())
 
     def test_candidates_share_their_timestep_and_differ_in_noise(
         self, prior: RecordingPrior, rgb: Tensor, run: Step

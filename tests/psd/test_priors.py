@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import AutoencoderTiny, DDIMScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,6 +70,14 @@ class TestContract:
         assert decoded.shape == rgb.shape
         assert decoded.min() >= 0
         assert decoded.max() <= 1
+
+    def test_without_a_previewer_previews_are_decoded_without_a_graph(
+        self, prior: Prior, generator: torch.Generator
+    ) -> None:
+        z = prior.encode(torch.rand(2, 3, 16, 16, generator=generator)).requires_grad_()
+        shown = prior.preview(z.clone())
+        assert torch.equal(shown, prior.decode(z).detach())
+        assert not shown.requires_grad
 
     def test_autoencoder_is_differentiable(self, prior: Prior, generator: torch.Generator) -> None:
         rgb = torch.rand(2, 3, 16, 16, generator=generator, requires_grad=True)
@@ -339,3 +347,34 @@ def _plain_cross_view_attention(attention: nn.Module, hidden: Tensor, num_views:
             heads.append(torch.softmax(q @ k.T / math.sqrt(q.shape[-1]), -1) @ v)
         outputs.append(attention.to_out[0](torch.cat(heads, -1)))
     return torch.stack(outputs).reshape(batch, length, width)
+
+
+class TestPreviewer:
+    """A tiny autoencoder, in the form of TAESD, that decodes the latents of Stable Diffusion's own."""
+
+    @pytest.fixture
+    def tiny(self, tmp_path: Path) -> Path:
+        return self.save(tmp_path / "tiny")
+
+    @staticmethod
+    def save(folder: Path, latent_channels: int = 4) -> Path:
+        torch.manual_seed(1)
+        widths = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+        blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+        AutoencoderTiny(latent_channels=latent_channels, **widths, **blocks).save_pretrained(folder)
+        return folder
+
+    def test_it_takes_the_networks_latents_as_they_are(self, kl_folder: Path, tiny: Path) -> None:
+        prior = MultiviewPrior.from_pretrained(kl_folder, previewer=tiny)
+        z = torch.randn(2, 4, 8, 8)
+        expected = AutoencoderTiny.from_pretrained(tiny).decode(z).sample / 2 + 0.5
+        torch.testing.assert_close(prior.preview(z), expected.clamp(0, 1))
+        assert not prior.preview(z.requires_grad_()).requires_grad
+        assert torch.equal(prior.decode(z), MultiviewPrior.from_pretrained(kl_folder).decode(z))
+
+    def test_others_are_refused(self, kl_folder: Path, tmp_path: Path) -> None:
+        wide = self.save(tmp_path / "wide", latent_channels=16)
+        with pytest.raises(ValueError, match=r"latents of 16 channels, those of .* have 4"):
+            MultiviewPrior.from_pretrained(kl_folder, previewer=wide)
+        with pytest.raises(ValueError, match="holds a AutoencoderKL; previews take an AutoencoderTiny, as TAESD is"):
+            MultiviewPrior.from_pretrained(kl_folder, previewer=kl_folder / "vae")
