@@ -173,6 +173,8 @@ def main() -> None:
     parser.add_argument("--reward", default=str(CHECKPOINTS / "reward"), help="a folder, beside a prior's")
     parser.add_argument("--scene", choices=SCENES, default=SCENES[0], help="hash_grid: with MVDream's settings")
     names = f"names or patterns of what to measure beside {SDS} and {DREAM_DPO}, with which all is compared"
+    previews = "with a model of random weights: candidates are decoded by a tiny autoencoder of TAESD's form"
+    parser.add_argument("--previewer", action="store_true", help=previews)
     parser.add_argument("--methods", nargs="+", default=["*"], metavar="NAME", help=names)
     parser.add_argument("--steps", type=int, default=20, help="of each method, after the warm-up; a multiple of 4")
     parser.add_argument("--warmup", type=int, default=4, help="steps of each method that do not count")
@@ -183,6 +185,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.steps % CYCLE or options.steps < CYCLE:
         parser.error(f"--steps must be a multiple of {CYCLE}, got {options.steps}")
+    with_decoder = [name for name, size in SIZES.items() if "block_out_channels" in size.autoencoder]
+    if options.previewer and options.prior not in with_decoder:
+        parser.error(f"--previewer needs --prior {' or '.join(with_decoder)}")
     if options.count:
         options.device = "meta"
     torch.set_num_threads(options.threads)
@@ -393,7 +398,7 @@ def verdict(costs: dict[str, Cost]) -> str:
 def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Prior, Reward, int]:
     """The prior, the reward, and the size of renders."""
     if options.prior in SIZES:
-        return random_models(SIZES[options.prior], options.device, dtype)
+        return random_models(SIZES[options.prior], options.device, dtype, previewer=options.previewer)
     return (
         MultiviewPrior.from_pretrained(options.prior, device=options.device, dtype=dtype),
         ClipPreferenceReward.from_pretrained(options.reward, device=options.device, dtype=dtype),
@@ -401,7 +406,7 @@ def load_models(options: argparse.Namespace, dtype: torch.dtype) -> tuple[Prior,
     )
 
 
-def random_models(size: Size, device: str, dtype: torch.dtype) -> tuple[Prior, Reward, int]:
+def random_models(size: Size, device: str, dtype: torch.dtype, *, previewer: bool = False) -> tuple[Prior, Reward, int]:
     tokenizer = _letters(size.max_tokens)
     words = {
         "vocab_size": len(tokenizer),
@@ -433,6 +438,7 @@ def random_models(size: Size, device: str, dtype: torch.dtype) -> tuple[Prior, R
             tokenizer=tokenizer,
             noise_schedule=NoiseSchedule(NoiseSchedule.scaled_linear().alphas_cumprod.to(device)),
             prediction_type="v_prediction",  # without training, the noise that it implies is at least finite
+            previewer=_tiny_autoencoder(size).to(dtype) if previewer else None,
         )
         judge = CLIPModel(clip).to(dtype)
     preprocessing = Preprocessing(image_size=size.vision["image_size"], mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -452,6 +458,17 @@ def _autoencoder(size: Size) -> AutoencoderKL | AutoencoderTiny:
         down_block_types=("DownEncoderBlock2D",) * depth,
         up_block_types=("UpDecoderBlock2D",) * depth,
         **size.autoencoder,
+    )
+
+
+def _tiny_autoencoder(size: Size) -> AutoencoderTiny:
+    """TAESD at Stable Diffusion's four levels, with fewer where the autoencoder has fewer."""
+    depth = len(size.autoencoder["block_out_channels"])
+    return AutoencoderTiny(
+        encoder_block_out_channels=(64,) * depth,
+        decoder_block_out_channels=(64,) * depth,
+        num_encoder_blocks=(1,) + (3,) * (depth - 1),
+        num_decoder_blocks=(3,) * (depth - 1) + (1,),
     )
 
 
