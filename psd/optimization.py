@@ -89,6 +89,14 @@ class Optimization:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises:
+        ValueError: it was written on a GPU and is loaded on a CPU, or the other way round.
+        """
+        if len(state["global_rng"]) != len(self._global_rng.state):
+            here, there = ("a CPU", "a GPU") if self._device.type == "cpu" else ("a GPU", "a CPU")
+            raise ValueError(
+                f"this state is of an optimisation on {there}, whose random numbers {here} cannot continue"
+            )
         self.next_step = state["next_step"]
         self.scene.load_state_dict(state["scene"])
         self.background.load_state_dict(state["background"])

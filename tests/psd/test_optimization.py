@@ -110,6 +110,14 @@ def test_ten_and_ten_are_twenty_with_networks(tmp_path: Path) -> None:
     assert sum(value.numel() for value in stored) < 30_000  # none of the networks' 200,000 weights
 
 
+def test_a_state_from_another_kind_of_device_is_refused() -> None:
+    optimization = make()
+    state = optimization.state_dict()
+    state["global_rng"] = [*state["global_rng"], torch.zeros(16, dtype=torch.uint8)]  # as a GPU's run has
+    with pytest.raises(ValueError, match="is of an optimisation on a GPU, whose random numbers a CPU cannot continue"):
+        optimization.load_state_dict(state)
+
+
 def test_taking_turns_in_one_process_changes_nothing() -> None:
     alone, one, other = make(seed=1), make(seed=1), make(seed=2)
     expected = [alone.step() for _ in range(5)]
