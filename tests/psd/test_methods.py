@@ -454,7 +454,7 @@ class TestVariational:
 
             noise_schedule, group_size = prior.noise_schedule, 4
             embed, overflow = prior.embed, prior.overflow
-            encode, decode, predict_noise = prior.encode, prior.decode, prior.predict_noise
+            encode, decode, preview, predict_noise = prior.encode, prior.decode, prior.preview, prior.predict_noise
 
         with pytest.raises(ValueError, match="Rigid cannot learn the renders' score"):
             make(Rigid(), VariationalResidual())  # type: ignore[arg-type]
