@@ -146,7 +146,7 @@ class RayPool:
 
     @property
     def num_idle(self) -> int:
-        return sum(slot.call is None for slot in self._slots)
+        return sum(slot.is_idle for slot in self._slots)
 
     def submit(self, lease: Lease) -> None:
         slot = next((slot for slot in self._slots if slot.is_idle), None)

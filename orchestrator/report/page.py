@@ -94,7 +94,7 @@ def _charts(report: SweepReport) -> list[_Charts]:
     return [
         (heading, text, [_embedded(figure) for figure in figures if figure is not None])
         for heading, text, figures in groups
-        if any(figures)
+        if any(figure is not None for figure in figures)
     ]
 
 

@@ -85,7 +85,7 @@ def between_variants(rows: Sequence[TrialRow], runs: Sequence[RunView], goal: Go
             hovertemplate="%{text}: %{x:.4g}<extra></extra>",
         )
     _add_trials(figure, told, [row.values[0] for row in told], labels)
-    errors = [0.0 if row.sd is None else row.sd / math.sqrt(len(by_trial[row.number]) or 1) for row in told]
+    errors = [0.0 if row.sd is None else row.sd / math.sqrt(row.num_runs) for row in told]
     figure.data[-1].error_x = {"type": "data", "array": errors, "thickness": 1}
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=labels[::-1])
     return figure.update_layout(height=120 + 32 * len(told))

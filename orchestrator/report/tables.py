@@ -32,6 +32,7 @@ class TrialRow:
     params: Mapping[str, Scalar]
     values: tuple[float, ...]  # by goal; none unless the trial is complete
     sd: float | None  # over the runs (prompts x seeds); None with fewer than two
+    num_runs: int = 1  # that it is taken over
     metrics: Mapping[str, float]
     feasible: bool = True  # it keeps every bound
     is_best: bool = False  # of those that do, none is better in every goal
@@ -200,6 +201,7 @@ def _row(record: TrialRecord, *, is_best: bool) -> TrialRow:
         params=record.params,
         values=record.values,
         sd=statistics.stdev(values) if len(values) > 1 else None,
+        num_runs=len(values),
         metrics=metrics,
         feasible=record.feasible,
         is_best=is_best,

@@ -7,6 +7,7 @@ normalisations and attention add up in float32 by themselves.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,10 +56,10 @@ class LatentDiffusionParts:
     @classmethod
     def from_pretrained(
         cls,
-        root: Path,
+        folder: str | os.PathLike[str],
         kind: PriorKind,
         *,
-        previewer: Path | None = None,
+        previewer: str | os.PathLike[str] | None = None,
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> LatentDiffusionParts:
@@ -70,13 +71,14 @@ class LatentDiffusionParts:
         Raises:
             ValueError: the folder, a file in it or its weights are missing, or it holds another kind of model.
         """
+        root, tiny = Path(folder), None
         check_prior_folder(root, kind)
         if previewer is not None:
-            check_previewer_folder(previewer, root)
+            check_previewer_folder(Path(previewer), root)
+            tiny = _load_diffusers(AutoencoderTiny, Path(previewer), dtype).to(device)
         config = read_json(root / "vae" / "config.json", kind="autoencoder")
         upcasts = dtype == torch.float16 and config.get("force_upcast", config["_class_name"] == "AutoencoderKL")
         vae_dtype = torch.float32 if upcasts else dtype
-        tiny = None if previewer is None else _load_diffusers(AutoencoderTiny, previewer, dtype).to(device)
         return cls(
             unet=_load_diffusers(UNet2DConditionModel, root / "unet", dtype).to(device),
             autoencoder=_load_diffusers(_AUTOENCODERS[config["_class_name"]], root / "vae", vae_dtype).to(device),

@@ -7,7 +7,6 @@ group (MVDream, arXiv 2308.16512, section 3.1).
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -52,11 +51,7 @@ class MultiviewPrior(LatentDiffusionPrior):
             ValueError: the folder, a file in it or its weights are missing, or it holds another kind of model.
         """
         parts = LatentDiffusionParts.from_pretrained(
-            Path(folder),
-            "multiview",
-            previewer=None if previewer is None else Path(previewer),
-            dtype=dtype,
-            device=device,
+            folder, "multiview", previewer=previewer, dtype=dtype, device=device
         )
         return cls(parts, group_size=group_size, compile_unet=compile_unet, vae_slicing=vae_slicing)
 

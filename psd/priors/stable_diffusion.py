@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -38,11 +37,7 @@ class StableDiffusionPrior(LatentDiffusionPrior):
             ValueError: the folder, a file in it or its weights are missing, or it holds another kind of model.
         """
         parts = LatentDiffusionParts.from_pretrained(
-            Path(folder),
-            "stable_diffusion",
-            previewer=None if previewer is None else Path(previewer),
-            dtype=dtype,
-            device=device,
+            folder, "stable_diffusion", previewer=previewer, dtype=dtype, device=device
         )
         return cls(parts, compile_unet=compile_unet, vae_slicing=vae_slicing)
 
