@@ -338,8 +338,16 @@ class FinishingPool:
         self._leases: list[Lease] = []
 
     @property
+    def num_workers(self) -> int:
+        return self._num_workers
+
+    @property
     def num_idle(self) -> int:
         return self._num_workers - len(self._leases)
+
+    @property
+    def num_soon_idle(self) -> int:
+        return 0
 
     def submit(self, lease: Lease) -> None:
         self._leases.append(lease)
@@ -376,8 +384,16 @@ class ReportingPool:
         self._num_told = 0
 
     @property
+    def num_workers(self) -> int:
+        return self._num_workers
+
+    @property
     def num_idle(self) -> int:
         return self._num_workers - len(self._leases)
+
+    @property
+    def num_soon_idle(self) -> int:
+        return 0
 
     def submit(self, lease: Lease) -> None:
         self._leases.append(lease)

@@ -3,9 +3,9 @@
 Everything that must survive the driver is elsewhere: what was asked and told in the study, what was computed in the
 runs' folders. A driver that starts again adopts the study's running trials and their runs' checkpoints and results.
 
-Workers wait for nobody's disk: a worker that becomes idle is given the next run before the study hears of the last one,
-and the next trial is asked for shortly before a worker is expected to need it. Between two looks at the workers there
-is at most one operation on the study.
+Workers wait for nobody's disk: the next trial is asked for shortly before a worker is expected to need it, a worker
+whose run is about to end has its next run already, and one that became idle is given it before the study hears of the
+last one. Between two looks at the workers there is at most one operation on the study.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class SweepDriver:
         passed_s = self._clock.now_s - self._accounted_s
         self._accounted_s += passed_s
         self.spent.seconds += passed_s
-        self.spent.worker_seconds += passed_s * len(self._leased_at_s)
+        self.spent.worker_seconds += passed_s * self._num_at_work
 
     def _note_end(self, number: int, values: tuple[float, ...], *, feasible: bool) -> None:
         improved = bool(values) and self._frontier.add(number, values, feasible=feasible)
@@ -249,9 +249,9 @@ class SweepDriver:
     # Fill
 
     def _hand_over(self) -> None:
-        """Give the runs that wait, and whose wait is over, to the idle workers."""
+        """Give the runs that wait, and whose wait is over, to the workers that are idle, or will be at any moment."""
         held_back: list[_Waiting] = []
-        while self._waiting and self._pool.num_idle > 0:
+        while self._waiting and (self._pool.num_idle or self._pool.num_soon_idle):
             waiting = self._waiting.popleft()
             lease = self._lease(waiting) if waiting.ready_s <= self._clock.now_s else waiting
             if isinstance(lease, _Waiting):
@@ -260,7 +260,7 @@ class SweepDriver:
             trial = self._trials[waiting.run.trial]
             trial.leased[waiting.run.run_id] = lease
             self._leased_at_s[waiting.run.run_id] = self._clock.now_s
-            self._num_workers = max(self._num_workers, len(self._leased_at_s))
+            self._num_workers = max(self._num_workers, self._num_at_work)
             self._pool.submit(lease)
             self._on_event(RunLeased(lease=lease))
         self._waiting.extendleft(reversed(held_back))
@@ -309,15 +309,21 @@ class SweepDriver:
         )
 
     def _wants_trial(self) -> bool:
-        """Whether a worker is idle, or soon will be, with no run that waits for it."""
+        """Whether a worker is idle, or soon will be, with no run that waits for it, here or at the worker."""
         if not self._may_start_trial():
             return False
         soon_s = self._clock.now_s + _RESERVE_S
         num_waiting = sum(waiting.ready_s <= soon_s for waiting in self._waiting)
+        num_waiting += len(self._leased_at_s) - self._num_at_work
         return num_waiting < self._pool.num_idle + self._num_ending_soon()
 
+    @property
+    def _num_at_work(self) -> int:
+        """How many runs workers are at; a lease more than there are workers follows one of them."""
+        return min(len(self._leased_at_s), self._pool.num_workers)
+
     def _num_ending_soon(self) -> int:
-        """How many runs are about as old as runs get."""
+        """How many of the runs that workers are at are about as old as runs get."""
         if self._mean_run_s is None:
             return 0
         began_before_s = self._clock.now_s - self._mean_run_s + _ASK_AHEAD_S
@@ -326,7 +332,7 @@ class SweepDriver:
             if leased_at_s > began_before_s:
                 break
             num_ending += 1
-        return num_ending
+        return min(num_ending, self._num_at_work)
 
     def _start_trial(self) -> None:
         """Begin an adopted trial or a new one, or fail it where it cannot be planned."""

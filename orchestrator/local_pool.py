@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.failure import SPARES_WORKER
+from orchestrator.run_folder import RunFolder
 from orchestrator.trial import Event, Failure, FailureKind, Lease, RunFailed, RunFinished, RunProgressed, RunStopped
 from orchestrator.worker import Worker, WorkerSetup
 
@@ -45,6 +46,10 @@ class LocalPool:
     def num_idle(self) -> int:
         return len(self._idle)
 
+    @property
+    def num_soon_idle(self) -> int:
+        return 0  # nothing happens between two calls of ``poll``
+
     def submit(self, lease: Lease) -> None:
         assert self._idle, "no worker is idle"
         self._busy.append(_Slot(self._idle.pop(), lease))
@@ -66,6 +71,8 @@ class LocalPool:
                 self._idle.append(Worker(self._setup))
             case RunFinished() | RunStopped() | RunFailed():
                 self._idle.append(slot.worker)
+        if isinstance(event, RunFinished):
+            RunFolder(self._setup.runs, event.lease.spec.run_id).make_lasting()
         return (event,)
 
     def cancel(self, lease: Lease) -> None:

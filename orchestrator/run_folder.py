@@ -59,6 +59,15 @@ class RunFolder:
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
+    def make_lasting(self) -> None:
+        """Have the rows and the result on the disk when this returns.
+
+        Raises:
+            OSError: the disk does not take them.
+        """
+        for path in (self.path / METRICS, self.path / "result.json", self.path):
+            durable.sync(path)
+
     def spec(self) -> RunSpec | None:
         """The run whose folder it is; None while it is nobody's."""
         known = self._known_spec()
@@ -102,16 +111,12 @@ class RunClaim:
     def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         _append(self._metrics, json.dumps({"step": step, **_plain(metrics)}) + "\n")
 
-    def sync_metrics(self) -> None:
-        """Have the rows so far on the disk: before a checkpoint or a result stands for them."""
-        os.fsync(self._metrics)
-
     def copy_metrics(self, target: Path) -> None:
         """The rows so far as a file: a checkpoint takes them with it, so that it is all that a resumed run needs."""
         target.write_bytes(os.pread(self._metrics, os.fstat(self._metrics).st_size, 0))
 
     def write_result(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.sync_metrics()
+        """The result stands; it outlasts a power cut only after ``RunFolder.make_lasting``."""
         content = {"step": step, "metrics": _plain(metrics)}
         self._publish("result.json", json.dumps(content, indent=2) + "\n")
 
@@ -153,12 +158,9 @@ class RunClaim:
         try:
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
             temporary.rename(self._path / name)
         except FileNotFoundError:
             raise SupersededError(f"{self._path.name}: a newer attempt is at work") from None
-        durable.sync(self._path)
 
 
 def begin_sitting(runs: Path) -> int:

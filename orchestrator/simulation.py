@@ -22,7 +22,7 @@ from orchestrator.checkpoints import CheckpointStore
 from orchestrator.clock import ManualClock
 from orchestrator.errors import StudyUnavailableError
 from orchestrator.objective import Progress
-from orchestrator.trial import Event, Failure, FailureKind, Lease, RunFailed, RunProgressed, RunSpec
+from orchestrator.trial import Event, Failure, FailureKind, Lease, RunFailed, RunProgressed, RunSpec, RunStopped
 from orchestrator.worker import Worker, WorkerSetup
 
 _DETECTED_AFTER_S = 11.0  # that a worker is cut off
@@ -147,9 +147,11 @@ class _SimulatedRun:
 @dataclass
 class _Slot:
     lease: Lease | None = None
+    following: Lease | None = None  # begins when the lease has ended
     worker: Worker | None = None
     cancelled: bool = False
     has_started: bool = False  # its lease
+    step: int = 0  # that it has told last
     is_doomed: bool = False  # what becomes of its worker is decided already
 
 
@@ -161,17 +163,29 @@ class SimulatedPool:
         self._setup = setup
         self._slots = [_Slot() for _ in range(num_workers)]
         self._events: list[Event] = []
+        self._promised: dict[Worker, Lease] = {}  # what they begin next, whether their driver lives or not
+
+    @property
+    def num_workers(self) -> int:
+        return len(self._slots)
 
     @property
     def num_idle(self) -> int:
         return sum(slot.lease is None for slot in self._slots)
 
+    @property
+    def num_soon_idle(self) -> int:
+        return sum(map(self._is_soon_idle, self._slots))
+
     def submit(self, lease: Lease) -> None:
         self._world.boundary()
-        slot = next(slot for slot in self._slots if slot.lease is None)
-        slot.worker = slot.worker or Worker(self._setup)
-        slot.lease, slot.cancelled, slot.has_started, slot.is_doomed = lease, False, False, False
-        self._schedule(slot)
+        slot = next((slot for slot in self._slots if slot.lease is None), None)
+        if slot is None:
+            slot = next(filter(self._is_soon_idle, self._slots))
+            assert slot.worker is not None
+            slot.following = self._promised[slot.worker] = lease
+        else:
+            self._begin(slot, lease)
         self._world.boundary()
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
@@ -184,6 +198,8 @@ class SimulatedPool:
         for slot in self._slots:
             if slot.lease == lease:
                 slot.cancelled = True
+            elif slot.following == lease:
+                self._give_back(slot)
 
     def avoid(self, node: str) -> bool:
         return False
@@ -191,12 +207,27 @@ class SimulatedPool:
     def close(self) -> None:
         self._slots = []
 
+    def _is_soon_idle(self, slot: _Slot) -> bool:
+        """An expectation that is right of runs of two chunks, and of others too early."""
+        return slot.step > 0 and slot.following is None and not slot.cancelled
+
+    def _begin(self, slot: _Slot, lease: Lease) -> None:
+        slot.worker = slot.worker or Worker(self._setup)
+        slot.lease, slot.cancelled, slot.has_started, slot.step, slot.is_doomed = lease, False, False, 0, False
+        self._schedule(slot)
+
+    def _give_back(self, slot: _Slot) -> None:
+        """The lease that was to follow begins elsewhere; a worker that is taken for lost may begin it all the same."""
+        following, slot.following = slot.following, None
+        if following is not None:
+            self._events.append(RunStopped(lease=following, step=0))
+
     def abandon(self) -> None:
         """The driver is gone: some of its workers go at once, some work on for a while, unheard."""
         for slot in self._slots:
             if slot.lease is not None and not slot.is_doomed and self._world.random.random() < 0.5:
                 self._return(slot, self._world.random.uniform(0.0, 60.0))
-            slot.lease = slot.worker = None
+            slot.lease = slot.following = slot.worker = None
         self._slots = []
 
     def _schedule(self, slot: _Slot) -> None:
@@ -224,22 +255,35 @@ class SimulatedPool:
         if slot.lease != lease or slot.worker is not worker:
             return  # its driver was killed meanwhile
         event = self._execute(worker, lease, is_first=not slot.has_started, is_cancelled=slot.cancelled)
+        self._promised.pop(worker, None)  # it begins now, or goes back
         slot.has_started = True
         if not is_heard:
             self._lose(slot, lease)
             return
         self._events.append(event)
         if isinstance(event, RunProgressed):
+            slot.step = event.step
+            self._give_back(slot)
             self._schedule(slot)
         else:
-            slot.lease = None
-            slot.worker = None if isinstance(event, RunFailed) else worker
+            self._end(slot, event)
+
+    def _end(self, slot: _Slot, event: Event) -> None:
+        slot.lease, following = None, slot.following
+        if isinstance(event, RunFailed):
+            slot.worker = None
+            self._give_back(slot)
+        elif following is not None:
+            slot.following = None
+            self._world.num_faults["followed"] += 1
+            self._begin(slot, following)
 
     def _lose(self, slot: _Slot, lease: Lease, kind: FailureKind = FailureKind.LOST) -> None:
         if slot.lease == lease:
             failure = Failure(kind=kind, message="the worker was lost", node=f"host-{self._slots.index(slot)}")
             self._events.append(RunFailed(lease=lease, failure=failure))
             slot.lease = slot.worker = None
+            self._give_back(slot)
 
     def _return(self, slot: _Slot, delay_s: float) -> None:
         """Have a worker that is thought to be lost go on, sooner or later."""
@@ -254,8 +298,11 @@ class SimulatedPool:
         self._world.num_faults["came back"] += 1
         self._world.num_faults["was refused"] += isinstance(event, RunFailed)
         self._events.append(event)
-        if isinstance(event, RunProgressed):
-            self._world.at(self._world.random.uniform(1.0, 30.0), lambda: self._haunt(worker, lease, is_first=False))
+        following = lease if isinstance(event, RunProgressed) else self._promised.pop(worker, None)
+        if following is not None:
+            delay_s, is_first = self._world.random.uniform(1.0, 30.0), following is not lease
+            self._world.num_faults["followed unheard"] += is_first
+            self._world.at(delay_s, lambda: self._haunt(worker, following, is_first=is_first))
 
     def _execute(self, worker: Worker, lease: Lease, *, is_first: bool, is_cancelled: bool) -> Event:
         if is_first:

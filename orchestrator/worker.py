@@ -76,9 +76,13 @@ class Worker:
         self._active: _ActiveRun | None = None
         self.step = 0  # of the run that is under way, or was last
 
+    @property
+    def is_busy(self) -> bool:
+        return self._active is not None
+
     def start(self, lease: Lease) -> Event:
         """Begin or resume a run and do its first chunk. A run that already has its result is finished at once."""
-        assert self._active is None, "a worker executes one lease at a time"
+        assert not self.is_busy, "a worker executes one lease at a time"
         try:
             folder = RunFolder(self._setup.runs, lease.spec.run_id)
             result = folder.result()

@@ -76,7 +76,10 @@ class WorkerProcess:
         self._worker = Worker(setup)
         self._gauge = _WearGauge(wear, setup.memory_bytes or resident_bytes)
 
-    def start(self, lease: Lease, checkpoint: bytes | None = None) -> Report:
+    def start(self, lease: Lease, checkpoint: bytes | None = None) -> Report | None:
+        """None if the run before goes on, after all: then nothing is begun."""
+        if self._worker.is_busy:
+            return None
         self._is_hastened = False
         if self._carried is not None and lease.resume_from is not None:
             if checkpoint is None:

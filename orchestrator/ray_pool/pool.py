@@ -7,7 +7,7 @@ import math
 import queue
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,13 +18,15 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError
 
 from orchestrator.carrying import Receiver
+from orchestrator.checkpoints import step_of
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.deadlines import Deadlines, Watch
 from orchestrator.errors import SupersededError, SweepAbortedError, UserError
 from orchestrator.failure import SPARES_WORKER, classify
 from orchestrator.placement import Node, WorkerShape, demand, room, spread
 from orchestrator.ray_pool import cluster
-from orchestrator.trial import Event, Failure, FailureKind, Lease, RunFailed, RunProgressed
+from orchestrator.settling import Settling
+from orchestrator.trial import Event, Failure, FailureKind, Lease, RunFailed, RunFinished, RunProgressed, RunStopped
 from orchestrator.worker import WorkerSetup
 from orchestrator.worker_process import Pulse, Report, Wear, WorkerProcess
 
@@ -41,6 +43,7 @@ _PULSE_EVERY_S = 2.0
 _WAIT_S = 0.5  # for an answer, before it is looked whether something else is due
 # That all workers together answer, and questions for a pulse beside them; each costs the driver up to a millisecond.
 _MAX_CALLS_PER_S = 100.0
+_AHEAD_S = 2.0  # before a run is expected to end, its worker takes the next lease
 _OWN_GPU_SHARE = 0.95  # of a worker's part of a GPU: CUDA itself takes some for each process
 
 
@@ -49,12 +52,28 @@ _ACTOR_CLASS: Any = ray.remote(concurrency_groups={_PULSE: 1})(WorkerProcess)  #
 
 
 @dataclass(eq=False)
+class _Next:
+    """A lease that was sent to a busy worker, which begins it as soon as its run has ended."""
+
+    lease: Lease
+    call: Future[Any]
+    cancelled: bool = False
+
+
+@dataclass(eq=False)
 class _Slot:
     actor: Any  # a handle to a WorkerProcess
     node: Node
     call: Future[Any] | None = None  # the outstanding one: of its start, or of its lease; None: idle
+    called_s: float = 0.0  # when that was made
     lease: Lease | None = None
     cancelled: bool = False
+    next: _Next | None = None
+    step: int = 0  # that its run has told last
+    num_calls: int = 0  # of its lease, with the outstanding one
+    is_last_call: bool = False  # the outstanding one is expected to end the run
+    call_took_s: float = 0.0  # the one before it
+    ended_at_once: bool = False  # its last run did, with its first call
     is_leaving: bool = False  # one too many: it goes when its run is checkpointed
     since_s: float = 0.0  # when it began to start, or became idle
     watch: Watch | None = None  # since the outstanding call
@@ -117,7 +136,9 @@ class RayPool:
         self._elastic = address is not None
         self._owns_ray = not ray.is_initialized()
         self._slots: list[_Slot] = []
-        self._answers: queue.SimpleQueue[tuple[_Slot, Future[Any]]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Callable[[], list[Event]]] = queue.SimpleQueue()  # other threads', to take in
+        self._settling = Settling(setup.runs, lambda event: self._answers.put(lambda: self._take_settled(event)))
+        self._num_settling = 0
         self._gpu_memory_gb: dict[str, float] = {}  # by node id
         self._held_off: dict[str, float] = {}  # node id: until when
         self._quarantined: set[str] = set()  # addresses of nodes that get no more runs
@@ -148,12 +169,19 @@ class RayPool:
     def num_idle(self) -> int:
         return sum(slot.is_idle for slot in self._slots)
 
+    @property
+    def num_soon_idle(self) -> int:
+        return sum(map(self._is_soon_idle, self._slots))
+
     def submit(self, lease: Lease) -> None:
         slot = next((slot for slot in self._slots if slot.is_idle), None)
-        assert slot is not None, "no worker is idle"
-        slot.lease = lease
-        slot.cancelled = False
-        self._call(slot, slot.actor.start.remote(lease), is_loading=True)
+        soon_idle = slot or next(filter(self._is_soon_idle, self._slots), None)
+        assert soon_idle is not None, "no worker is idle"
+        call = soon_idle.actor.start.remote(lease).future()
+        if slot is None:
+            soon_idle.next = _Next(lease, call)
+        else:
+            self._begin(slot, lease, call)
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
         """Raises:
@@ -172,33 +200,32 @@ class RayPool:
         """What has happened, if it is only that a worker came up; None if nothing has, though something is awaited."""
         if self._elastic and self._clock.now_s >= self._next_look_s:
             self._follow_the_cluster()
-        if all(slot.is_idle for slot in self._slots):  # all runs wait for their next attempt, a worker or the study
-            time.sleep(timeout_s)
+        if all(slot.is_idle for slot in self._slots) and not self._num_settling:
+            time.sleep(timeout_s)  # all runs wait for their next attempt, a worker or the study
             return ()
-        answered = self._await_answers(timeout_s)
+        answers = self._await_answers(timeout_s)
         events: list[Event] = []
-        for slot in answered:
-            if slot.is_starting:
-                self._welcome(slot)
-            else:
-                events += self._reap(slot)
+        for take_in in answers:
+            events += take_in()
         events += self._end_hung()
-        return events if answered or events else None
+        return events if answers or events else None
 
-    def _await_answers(self, timeout_s: float) -> list[_Slot]:
-        """The slots whose call is over; waits up to ``timeout_s`` for the first."""
+    def _await_answers(self, timeout_s: float) -> list[Callable[[], list[Event]]]:
+        """What calls of workers came to, and results that have settled; waits up to ``timeout_s`` for the first."""
         answers = []
         with suppress(queue.Empty):
             answers.append(self._answers.get(timeout=timeout_s))
             while True:
                 answers.append(self._answers.get_nowait())
-        return [slot for slot, call in answers if slot.call is call]  # the others have been dropped, or replaced
+        return answers
 
     def cancel(self, lease: Lease) -> None:
         for slot in self._slots:
             if slot.lease == lease:
                 slot.cancelled = True
                 slot.actor.hasten.options(concurrency_group=_PULSE).remote()
+            elif slot.next is not None and slot.next.lease == lease:
+                slot.next.cancelled = True
 
     def avoid(self, node: str) -> bool:
         if not any(slot.node.address not in {node, *self._quarantined} for slot in self._slots):
@@ -252,28 +279,57 @@ class RayPool:
         for slot in self._slots:
             ray.kill(slot.actor)
         self._slots = []
+        self._settling.close()
         self._probe.unlink(missing_ok=True)
         if self._owns_ray:
             ray.shutdown()
 
     # What workers report
 
-    def _reap(self, slot: _Slot) -> list[Event]:
-        """The events that a slot's call came to, and the slot's next call."""
-        assert slot.lease is not None
-        assert slot.call is not None
+    def _hear(self, slot: _Slot, call: Future[Any]) -> list[Event]:
+        """The events that a call came to; none if the slot has been dropped meanwhile, or its lease has ended."""
+        if slot.call is not call:
+            return []
+        return self._welcome(slot, call) if slot.lease is None else self._reap(slot, slot.lease, call)
+
+    def _reap(self, slot: _Slot, lease: Lease, call: Future[Report]) -> list[Event]:
+        """The events that a lease's call came to, and the slot's next call."""
+        slot.call_took_s = self._clock.now_s - slot.called_s
         try:
-            report: Report = slot.call.result()
+            report = call.result()
         except RayError as error:
-            return [self._end_lease(slot, RunFailed(lease=slot.lease, failure=self._loss(error, slot.node)))]
+            return self._end_lease(slot, RunFailed(lease=lease, failure=self._loss(error, slot.node)))
         events = self._take_in(slot, report)
         if events and isinstance(events[-1], RunProgressed):
-            is_over = slot.cancelled or slot.is_leaving or self._is_left(slot.node)
-            call = slot.actor.stop.remote() if is_over else slot.actor.advance.remote(self._call_s)
-            self._call(slot, call, num_beats=report.num_beats)
-        elif events:
-            events[-1] = self._end_lease(slot, events[-1], worn=report.worn)
-        return events
+            return events + self._go_on(slot, events[-1], report.num_beats)
+        return events[:-1] + self._end_lease(slot, events[-1], worn=report.worn) if events else []
+
+    def _begin(self, slot: _Slot, lease: Lease, call: Future[Report], *, cancelled: bool = False) -> None:
+        slot.lease, slot.cancelled, slot.step, slot.num_calls = lease, cancelled, _first_step(lease), 0
+        slot.is_last_call = slot.ended_at_once and lease.resume_from is None  # nothing else is known of it so far
+        self._call(slot, call, is_loading=True)
+
+    def _go_on(self, slot: _Slot, event: RunProgressed, num_beats: int) -> list[Event]:
+        """The next call of a run that has not ended; a lease that was to follow it goes back."""
+        is_over = slot.cancelled or slot.is_leaving or self._is_left(slot.node)
+        call = slot.actor.stop.remote() if is_over else slot.actor.advance.remote(self._call_s)
+        slot.is_last_call = event.num_steps - event.step <= event.step - slot.step
+        slot.step = event.step
+        self._call(slot, call.future(), num_beats=num_beats)
+        return self._give_back(slot)
+
+    def _give_back(self, slot: _Slot) -> list[Event]:
+        """Have the lease that was to follow begin elsewhere."""
+        following, slot.next = slot.next, None
+        return [] if following is None else [RunStopped(lease=following.lease, step=_first_step(following.lease))]
+
+    def _is_soon_idle(self, slot: _Slot) -> bool:
+        """Whether its run is expected to end within moments, and nothing keeps its worker from another one."""
+        if slot.lease is None or not slot.is_last_call or slot.next is not None:
+            return False
+        if slot.cancelled or slot.is_leaving or self._is_left(slot.node) or self._wear.max_runs is not None:
+            return False
+        return slot.called_s + slot.call_took_s - self._clock.now_s <= _AHEAD_S
 
     def _take_in(self, slot: _Slot, report: Report) -> list[Event]:
         """A report's events, with what came with them written down; none where the worker lacks its checkpoint."""
@@ -283,7 +339,7 @@ class RayPool:
             if not report.entries:
                 assert lease.resume_from is not None
                 checkpoint = self._receiver.pack_checkpoint(lease.resume_from)
-                self._call(slot, slot.actor.start.remote(lease, checkpoint), is_loading=True)
+                self._call(slot, slot.actor.start.remote(lease, checkpoint).future(), is_loading=True)
             for entry in report.entries:
                 if entry.parcel is not None:
                     self._receiver.receive(entry.event, entry.parcel)
@@ -297,22 +353,35 @@ class RayPool:
             events.append(RunFailed(lease=lease, failure=classify(error)))
         return events
 
-    def _end_lease(self, slot: _Slot, event: Event, worn: str = "") -> Event:
-        """A lease's last event, and what becomes of its worker."""
+    def _end_lease(self, slot: _Slot, event: Event, worn: str = "") -> list[Event]:
+        """A lease's last event, unless it has to settle first, and what becomes of its worker."""
         assert slot.lease is not None
         self._receiver.forget(slot.lease)
         slot.lease = slot.call = slot.watch = None
         slot.since_s = self._clock.now_s
+        slot.ended_at_once = slot.num_calls == 1
         if isinstance(event, RunFailed):
             event = replace(event, failure=replace(event.failure, node=slot.node.address))
         if isinstance(event, RunFailed) and event.failure.kind not in SPARES_WORKER:
             # Dead, cut off, or broken in a way that may outlast the run: never trusted with another one.
             self._replace(slot)
+            return [event, *self._give_back(slot)]
+        following, slot.next = slot.next, None
+        if following is not None:  # it has begun; where the worker is to go, it is stopped after its first chunk
+            self._begin(slot, following.lease, following.call, cancelled=following.cancelled)
         elif worn or slot.is_leaving or self._is_left(slot.node):
             if worn:
                 _log.warning("%s: a worker is replaced: %s", slot.node.address, worn)
             self._replace(slot, in_peace=True)
-        return event
+        if isinstance(event, RunFinished):
+            self._num_settling += 1
+            self._settling.add(event)
+            return []
+        return [event]
+
+    def _take_settled(self, event: Event) -> list[Event]:
+        self._num_settling -= 1
+        return [event]
 
     def _loss(self, error: RayError, node: Node) -> Failure:
         name = type(error).__name__
@@ -333,16 +402,19 @@ class RayPool:
 
     # Signs of life
 
-    def _call(self, slot: _Slot, call: Any, *, is_loading: bool = False, num_beats: int | None = None) -> None:
-        now_s = self._clock.now_s
+    def _call(
+        self, slot: _Slot, call: Future[Report], *, is_loading: bool = False, num_beats: int | None = None
+    ) -> None:
+        now_s = slot.called_s = self._clock.now_s
+        slot.num_calls += 1
         self._expect(slot, call)
         slot.watch = Watch(self._deadlines, now_s, is_loading=is_loading, num_beats=num_beats)
         slot.pulse_due_s = now_s + self._call_s + _PULSE_EVERY_S
 
-    def _expect(self, slot: _Slot, call: Any) -> None:
+    def _expect(self, slot: _Slot, call: Future[Any]) -> None:
         """Have the answer to a slot's call among those that are waited for."""
-        slot.call = call.future()
-        slot.call.add_done_callback(lambda answer: self._answers.put((slot, answer)))
+        slot.call = call
+        call.add_done_callback(lambda answer: self._answers.put(lambda: self._hear(slot, answer)))
 
     @property
     def _call_s(self) -> float:
@@ -358,15 +430,15 @@ class RayPool:
         events: list[Event] = []
         for slot in busy:
             if slot.pulse is not None and slot.pulse.done():
-                self._hear(slot, slot.pulse, now_s)
+                self._hear_pulse(slot, slot.pulse, now_s)
             if slot.pulse is None:
                 slot.pulse = slot.actor.pulse.options(concurrency_group=_PULSE).remote().future()
             slot.pulse_due_s = now_s + max(_PULSE_EVERY_S, self._call_s)
             if slot.watch is not None and slot.watch.is_over(now_s):
-                events.append(self._end_hung_lease(slot, slot.watch.silent_s))
+                events += self._end_hung_lease(slot, slot.watch.silent_s)
         return events
 
-    def _hear(self, slot: _Slot, answer: Future[Pulse], now_s: float) -> None:
+    def _hear_pulse(self, slot: _Slot, answer: Future[Pulse], now_s: float) -> None:
         slot.pulse = None
         with suppress(RayError):  # a dead worker is told by its lease's call
             pulse = answer.result()
@@ -374,7 +446,7 @@ class RayPool:
             if slot.watch is not None:
                 slot.watch.hear(pulse.num_beats, now_s, asks_patience=pulse.asks_patience)
 
-    def _end_hung_lease(self, slot: _Slot, silent_s: float) -> Event:
+    def _end_hung_lease(self, slot: _Slot, silent_s: float) -> list[Event]:
         assert slot.lease is not None
         message = f"the worker hung: no sign of life for {silent_s:.0f} s"
         failure = Failure(kind=FailureKind.HUNG, message=message)
@@ -461,19 +533,19 @@ class RayPool:
         pulse = actor.pulse.options(concurrency_group=_PULSE).remote()  # tells its process's number
         slot = _Slot(actor, node, since_s=self._clock.now_s, pulse=pulse.future())
         if self._elastic:  # else Ray may queue a lease until the worker is up; a cluster's may never come up
-            self._expect(slot, actor.__ray_ready__.remote())
+            self._expect(slot, actor.__ray_ready__.remote().future())
         self._slots.append(slot)
 
-    def _welcome(self, slot: _Slot) -> None:
+    def _welcome(self, slot: _Slot, call: Future[Any]) -> list[Event]:
         """A worker that has started is idle, or could not start."""
-        assert slot.call is not None
         try:
-            slot.call.result()
+            call.result()
         except RayError as error:
             self._hold_off(slot, f"a worker could not start ({type(error).__name__}: {error})")
         else:
             slot.call = None
             slot.since_s = self._clock.now_s
+        return []
 
     def _hold_off(self, slot: _Slot, reason: str) -> None:
         self._drop(slot)
@@ -546,6 +618,10 @@ class RayPool:
                 remedy=f"use up to {capacity} workers" if capacity else "let a worker hold less; see the keys worker.*",
             )
         return wanted
+
+
+def _first_step(lease: Lease) -> int:
+    return 0 if lease.resume_from is None else step_of(lease.resume_from)
 
 
 def _put_probe(runs: Path) -> Path:

@@ -532,6 +532,58 @@ def test_the_next_trial_is_asked_for_shortly_before_a_worker_needs_it(sweep: Swe
     assert [num_finished for num_finished, _ in asked_at[2:]] == [2, 4]
 
 
+class FollowingPool:
+    """One worker, whose run is always about to end; what it tells is up to the test."""
+
+    num_workers = 1
+
+    def __init__(self) -> None:
+        self.submitted: list[Lease] = []
+        self.underway: list[Lease] = []
+        self.told: list[Event] = []
+
+    @property
+    def num_idle(self) -> int:
+        return int(not self.underway)
+
+    @property
+    def num_soon_idle(self) -> int:
+        return int(len(self.underway) == 1)
+
+    def submit(self, lease: Lease) -> None:
+        self.submitted.append(lease)
+        self.underway.append(lease)
+
+    def poll(self, timeout_s: float) -> Sequence[Event]:
+        events, self.told = self.told, []
+        self.underway = [lease for lease in self.underway if lease not in [event.lease for event in events]]
+        return events
+
+
+def test_a_worker_has_its_next_run_at_hand(sweep: Sweep) -> None:
+    pool = FollowingPool()
+    sweep.restart(lambda _: pool)
+    sweep.driver.step()
+    sweep.driver.step()
+    assert [lease.spec.run_id for lease in pool.submitted] == ["t0000-p00-s0", "t0000-p01-s0"]
+    sweep.clock.advance(100.0)
+    sweep.driver.step()
+    assert sweep.driver.spent.worker_seconds == 100.0, "the run that follows holds no worker"
+    assert len(sweep.of(TrialStarted)) == 1, "nobody needs another trial yet"
+
+    first, second = pool.submitted
+    pool.told = [RunStopped(lease=second, step=0)]
+    sweep.driver.step()
+    sweep.driver.step()
+    assert pool.submitted[2].spec == second.spec
+    assert pool.submitted[2].fence > second.fence
+    pool.told = [RunFinished(lease=first, metrics={"eval/score": 1.0})]
+    sweep.driver.step()
+    sweep.clock.advance(10.0)
+    sweep.driver.step()
+    assert sweep.driver.spent.worker_seconds == 110.0
+
+
 def test_leases_of_a_later_driver_are_newer(sweep: Sweep) -> None:
     sweep.driver.step()
     sweep.restart()

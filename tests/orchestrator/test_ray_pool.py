@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 import pytest
 import ray
 
+from orchestrator import durable
 from orchestrator.budget import Budget
 from orchestrator.checkpoints import DirectoryCheckpoints, step_of
 from orchestrator.clock import SystemClock
@@ -178,7 +180,7 @@ def test_workers_that_answer_rarely_tell_all_and_stop_at_once(tmp_path: Path, mo
         events = pool.poll(60.0)
         steps = [event.step for event in events if isinstance(event, RunProgressed)]
         assert steps == [10, 15, 20, 25, 30, 35]
-        assert isinstance(events[-1], RunFinished)
+        assert _next(pool, RunFinished)
 
         endless = _lease(num_steps=10**9)
         endless = replace(endless, spec=replace(endless.spec, run_id="endless"))
@@ -187,6 +189,126 @@ def test_workers_that_answer_rarely_tell_all_and_stop_at_once(tmp_path: Path, mo
         pool.cancel(endless)
         stopped = _next(pool, RunStopped)
         assert step_of(setup.checkpoints.latest("endless") or "") == stopped.step
+    finally:
+        pool.close()
+
+
+@pytest.fixture
+def one_worker(tmp_path: Path) -> Iterator[RayPool]:
+    """That has just done a run of a single chunk, quickly, and so is expected to do another one like it."""
+    pool = RayPool(_setup(tmp_path, partial(FakeObjective, tmp_path / "built")), num_workers=1)
+    try:
+        for name in ("slow", "quick"):  # in the time of the first one its process came up
+            assert isinstance(_until_end(pool, _named(name, num_steps=5))[-1], RunFinished)
+        yield pool
+    finally:
+        pool.close()
+
+
+def _await_finished(pool: RayPool, *run_ids: str) -> None:
+    missing = set(run_ids)
+    while missing:
+        for event in pool.poll(1.0):
+            assert isinstance(event, RunFinished | RunProgressed)
+            missing -= {event.lease.spec.run_id} if isinstance(event, RunFinished) else set()
+
+
+def _named(name: str, **config: Any) -> Lease:
+    lease = _lease(**config)
+    return replace(lease, spec=replace(lease.spec, run_id=name))
+
+
+def test_a_worker_begins_the_next_run_by_itself(one_worker: RayPool, tmp_path: Path) -> None:
+    first, second = (_named(name, num_steps=5) for name in ("first", "second"))
+    one_worker.submit(first)
+    assert (one_worker.num_idle, one_worker.num_soon_idle) == (0, 1)
+    one_worker.submit(second)
+    assert one_worker.num_soon_idle == 0
+    with pytest.raises(AssertionError, match="no worker is idle"):
+        one_worker.submit(_named("third"))
+    _await_finished(one_worker, "first", "second")
+    assert one_worker.num_idle == 1
+    assert RunFolder(tmp_path / "runs", "second").result() is not None
+    assert len((tmp_path / "built").read_text().split()) == 1
+
+
+def test_a_lease_does_not_wait_for_a_run_that_goes_on(one_worker: RayPool) -> None:
+    long, other = _named("long", num_steps=40), _named("other", num_steps=5)
+    one_worker.submit(long)
+    one_worker.submit(other)
+    assert _next(one_worker, RunStopped) == RunStopped(lease=other, step=0)
+    assert _next(one_worker, RunFinished, "long")
+    one_worker.submit(replace(other, attempt=1))
+    assert _next(one_worker, RunFinished, "other")
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_lease_whose_worker_dies_before_it_goes_elsewhere(one_worker: RayPool, is_cancelled: bool) -> None:
+    doomed = _named("doomed", num_steps=5, fault={"kind": "kill", "at_step": 3})
+    other = _named("other", num_steps=5)
+    one_worker.submit(doomed)
+    one_worker.submit(other)
+    if is_cancelled:
+        one_worker.cancel(other)
+    events: list[Event] = []
+    while len(events) < 2:
+        events += one_worker.poll(5.0)
+    assert [type(event) for event in events] == [RunFailed, RunStopped]
+    assert events[1].lease == other
+    one_worker.submit(replace(other, attempt=1))
+    assert _next(one_worker, RunFinished, "other")
+
+
+def test_a_lease_that_follows_may_be_cancelled(one_worker: RayPool) -> None:
+    first, second = _named("first", num_steps=5), _named("second", num_steps=100)
+    one_worker.submit(first)
+    one_worker.submit(second)
+    one_worker.cancel(second)
+    last: dict[str, Event] = {}
+    while one_worker.num_idle == 0 or len(last) < 2:
+        last |= {event.lease.spec.run_id: event for event in one_worker.poll(1.0)}
+    assert isinstance(last["first"], RunFinished)
+    assert last["second"] == RunStopped(lease=second, step=5)
+    assert one_worker.num_idle == 1
+
+
+def test_a_worker_that_is_to_go_stops_what_follows(tmp_path: Path) -> None:
+    pool = RayPool(_setup(tmp_path), num_workers=2)
+    try:
+        for names in (("one", "two"), ("three", "four")):
+            for name in names:
+                pool.submit(_named(name, num_steps=5))
+            _await_finished(pool, *names)
+        for name in ("a", "b", "c", "d"):
+            pool.submit(_named(name, num_steps=5 if name < "c" else 10**6))
+        pool.resize(1, 10)
+        stopped = _next(pool, RunStopped)
+        assert stopped.lease.spec.run_id in ("c", "d")
+        assert pool.num_workers == 1
+    finally:
+        pool.close()
+
+
+def test_a_result_is_told_when_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is free is given its next run meanwhile; a disk that fails is told, and the run is not lost."""
+    told: list[str] = []
+
+    def sync(path: Path) -> None:
+        told.append(path.name)
+        if len(told) <= 1:
+            raise OSError(errno.EIO, "no disk")
+
+    monkeypatch.setattr(durable, "sync", sync)
+    pool = RayPool(_setup(tmp_path), num_workers=1)
+    try:
+        lease = _lease(num_steps=5)
+        failed = _until_end(pool, lease)[-1]
+        assert isinstance(failed, RunFailed)
+        assert failed.failure.kind is FailureKind.STORAGE
+        assert "no disk" in failed.failure.message
+        assert pool.num_idle == 1
+        assert isinstance(_until_end(pool, replace(lease, attempt=1))[-1], RunFinished)
+        assert told[1:] == ["metrics.jsonl", "result.json", "run"]
     finally:
         pool.close()
 
@@ -300,7 +422,7 @@ def test_the_objective_is_built_in_the_workers_environment(tmp_path: Path) -> No
         assert pool.num_workers == 1, "auto: two CPUs, two per worker"
         config = {"x": 1.0, "num_steps": 5, "steps_per_chunk": 5}
         pool.submit(Lease(spec=RunSpec(run_id="run", trial=0, prompt="p", seed=0, config=config)))
-        assert [type(event) for event in pool.poll(60.0)] == [RunFinished]
+        assert _next(pool, RunFinished)
     finally:
         pool.close()
     (told,) = tmp_path.glob("*.env")
