@@ -91,6 +91,8 @@ class OptunaStudy:
             self._study.set_user_attr(FINGERPRINT, fingerprint)
         self._import(known)
         trials = self._trials()
+        for trial in trials:
+            self._shrink(trial)
         self._study.sampler = make_sampler(
             sampling or Sampling(), space, num_trials=len(trials), stream=owner if shared else ""
         )
@@ -252,6 +254,14 @@ class OptunaStudy:
             if name not in frozen.constraints:
                 trial.set_constraint(name, violation)
         self._study.tell(frozen.number, values, state=state, skip_if_finished=True)
+        self._shrink(self._storage.get_trial(trial_id))
+
+    def _shrink(self, trial: FrozenTrial) -> None:
+        """Have a trial share its distributions with the others: of what a storage keeps in memory they are half."""
+        known = self._distributions
+        trial.distributions = {
+            key: known[key] if known.get(key) == theirs else theirs for key, theirs in trial.distributions.items()
+        }
 
     def _trial_id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, number + self._num_imported)

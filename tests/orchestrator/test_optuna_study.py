@@ -72,6 +72,17 @@ def test_records_tell_what_came_out(url: str | None) -> None:
     assert [suggestion.params for suggestion in unfinished(study.records())] == [third.params]
 
 
+def test_trials_in_memory_share_their_distributions(tmp_path: Path) -> None:
+    url = f"journal:///{tmp_path / 'study'}"
+    study = _study(url)
+    for _ in range(2):
+        study.complete(study.ask().number, [1.0], {})
+    for opened in (study, _study(url)):
+        first, second = opened._trials()
+        assert first.distributions.keys() == SPACE.keys()
+        assert all(first.distributions[key] is second.distributions[key] for key in SPACE)
+
+
 def test_telling_twice_keeps_the_first(url: str | None) -> None:
     study = _study(url)
     study.complete(study.ask().number, [1.0], {"runs": 1})
