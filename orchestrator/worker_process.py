@@ -11,6 +11,7 @@ from pathlib import Path
 
 from orchestrator.carrying import CarriedCheckpoints, Parcel, Sender
 from orchestrator.checkpoints import DirectoryCheckpoints
+from orchestrator.haste import hasten, is_hastened, relax
 from orchestrator.heartbeat import asks_patience, beat, num_beats
 from orchestrator.trial import Event, Lease, RunFailed, RunProgressed
 from orchestrator.worker import Worker, WorkerSetup
@@ -69,7 +70,6 @@ class WorkerProcess:
         os.environ.update(env or {})
         self._carried: CarriedCheckpoints | None = None
         self._sender: Sender | None = None
-        self._is_hastened = False
         if not (setup.runs / probe).exists():
             setup = self._on_scratch(setup)
         self._runs = setup.runs
@@ -80,7 +80,6 @@ class WorkerProcess:
         """None if the run before goes on, after all: then nothing is begun."""
         if self._worker.is_busy:
             return None
-        self._is_hastened = False
         if self._carried is not None and lease.resume_from is not None:
             if checkpoint is None:
                 return Report(entries=(), num_beats=num_beats())
@@ -91,14 +90,14 @@ class WorkerProcess:
         """A chunk, and further ones until ``for_s`` have passed; a beat after each. What ends the run ends the call."""
         until_s = time.monotonic() + for_s
         entries = [self._entry(self._worker.advance())]
-        while isinstance(entries[-1].event, RunProgressed) and time.monotonic() < until_s and not self._is_hastened:
+        while isinstance(entries[-1].event, RunProgressed) and time.monotonic() < until_s and not is_hastened():
             beat()
             entries.append(self._entry(self._worker.advance()))
         return self._report(entries)
 
     def hasten(self) -> None:
-        """Have this run's calls end after their next chunk from now on: the driver wants to stop it."""
-        self._is_hastened = True
+        """Have the call under way, or else the next one, end as soon as may be: the driver wants to stop its run."""
+        hasten()
 
     def stop(self) -> Report:
         return self._report([self._entry(self._worker.stop())])
@@ -121,6 +120,7 @@ class WorkerProcess:
         return Entry(event=event, parcel=None if self._sender is None else self._pack(self._sender, event))
 
     def _report(self, entries: Sequence[Entry]) -> Report:
+        relax()
         has_ended = not isinstance(entries[-1].event, RunProgressed)
         return Report(entries=tuple(entries), num_beats=num_beats(), worn=self._gauge.read() if has_ended else "")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections import defaultdict
@@ -17,6 +18,7 @@ import transformers
 
 from orchestrator.experiment_config.experiment import ExperimentConfig, experiment
 from orchestrator.experiment_config.rewards import SingleRewardConfig
+from orchestrator.haste import is_hastened
 from orchestrator.heartbeat import beat, patience
 from orchestrator.objective import Progress
 from orchestrator.psd_objective.distillation import build_distillation
@@ -33,6 +35,7 @@ from psd.rewards.base import Reward
 T = TypeVar("T")
 
 LONG_STEP_S = 5.0  # what comes after a longer step may take as long as loading, before the worker counts as hung
+CHUNK_S = 10.0  # after which a chunk ends without a row, so that a run can be stopped wherever it stands
 TRAIN_REWARD = "reward"  # the training reward's name among the held-out ones
 
 
@@ -101,7 +104,11 @@ class PsdObjective:
 
 
 class PsdRun:
-    """One optimisation, in chunks that end at fixed steps, so that a resumed run logs the same rows."""
+    """One optimisation, with rows of metrics at fixed steps.
+
+    A chunk may end between two rows: what was measured since the last one is part of the state, so that a resumed run
+    logs the same rows.
+    """
 
     def __init__(self, optimization: Optimization, evaluator: Evaluator, config: ExperimentConfig) -> None:
         self._optimization = optimization
@@ -113,6 +120,7 @@ class PsdRun:
         self._seconds = 0.0  # of optimisation alone
         self._step_s = math.inf  # of the last step; nobody knows yet
         self._unet_calls = 0
+        self._terms: defaultdict[str, list[float]] = defaultdict(list)  # of the steps since the last row
 
     def advance(self) -> Progress:
         with with_remedies(self._config):
@@ -123,21 +131,26 @@ class PsdRun:
             "optimization": self._optimization.state_dict(),
             "seconds": self._seconds,
             "unet_calls": self._unet_calls,
+            "terms": dict(self._terms),
         }
-        torch.save(state, directory / "state.pt")
+        content = io.BytesIO()
+        torch.save(state, content)  # which would tell of a full disk by a RuntimeError
+        (directory / "state.pt").write_bytes(content.getbuffer())
 
     def load(self, directory: Path) -> None:
         state = torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
         self._optimization.load_state_dict(state["optimization"])
         self._seconds, self._unet_calls = state["seconds"], state["unet_calls"]
+        self._terms = defaultdict(list, state["terms"])
 
     def close(self) -> None:
         pass
 
     def _advance(self) -> Progress:
-        metrics = self._optimize_chunk()
+        self._optimize_chunk()
         step = self._optimization.next_step
         done = step == self._num_steps
+        metrics = self._take_row() if done or step % self._log_every == 0 else {}
         files: Mapping[str, Path] = {}
         if done or step % self._evaluate_every == 0:
             with self._patience():
@@ -151,12 +164,11 @@ class PsdRun:
         """Around what has no sign of life in it, on a machine on which that may take long, since steps do."""
         return patience() if self._step_s > LONG_STEP_S else nullcontext()
 
-    def _optimize_chunk(self) -> dict[str, float]:
-        """The terms' means over the chunk, as ``train/NAME``."""
+    def _optimize_chunk(self) -> None:
+        """The steps up to the next row; fewer where they take long, or where the run is to stop."""
         started_s = time.perf_counter()
         first = self._optimization.next_step
         last = min(first - first % self._log_every + self._log_every, self._num_steps)
-        terms: dict[str, list[float]] = defaultdict(list)
         for _ in range(first, last):
             step_started_s = time.perf_counter()
             with self._patience():
@@ -165,7 +177,13 @@ class PsdRun:
             beat()
             self._unet_calls += report.unet_calls
             for name, value in report.terms.items():
-                terms[name].append(value)
+                self._terms[name].append(value)
+            if is_hastened() or time.perf_counter() - started_s > CHUNK_S:
+                break
         self._seconds += time.perf_counter() - started_s
-        means = {f"train/{name}": sum(values) / len(values) for name, values in terms.items()}
+
+    def _take_row(self) -> dict[str, float]:
+        """The terms' means over the steps since the last row, as ``train/NAME``."""
+        means = {f"train/{name}": sum(values) / len(values) for name, values in self._terms.items()}
+        self._terms.clear()
         return means | {"train/unet_calls": float(self._unet_calls)}

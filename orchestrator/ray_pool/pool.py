@@ -89,6 +89,10 @@ class _Slot:
     def is_starting(self) -> bool:
         return self.call is not None and self.lease is None
 
+    def hasten(self) -> None:
+        """Have its call end soon: what is then to become of its run is known by then."""
+        self.actor.hasten.options(concurrency_group=_PULSE).remote()
+
 
 class RayPool:
     """One actor per worker, built once and replaced when it dies. Each is placed on a node by this pool, not by Ray.
@@ -223,7 +227,7 @@ class RayPool:
         for slot in self._slots:
             if slot.lease == lease:
                 slot.cancelled = True
-                slot.actor.hasten.options(concurrency_group=_PULSE).remote()
+                slot.hasten()
             elif slot.next is not None and slot.next.lease == lease:
                 slot.next.cancelled = True
 
@@ -234,7 +238,9 @@ class RayPool:
         for slot in [slot for slot in self._slots if slot.node.address == node]:
             if slot.lease is None:
                 self._drop(slot)
-            slot.cancelled = True
+            else:
+                slot.cancelled = True
+                slot.hasten()
         return True
 
     def resize(self, num_workers: int | Literal["auto"], most_useful: int) -> None:
@@ -255,8 +261,11 @@ class RayPool:
         num_leaving = sum(slot.is_leaving for slot in self._slots)
         if num_leaving:
             _log.warning("%d fewer workers, as soon as their runs are checkpointed", num_leaving)
-        for slot in [slot for slot in self._slots if slot.is_leaving and slot.lease is None]:
-            self._let_go(slot)
+        for slot in [slot for slot in self._slots if slot.is_leaving]:
+            if slot.lease is None:
+                self._let_go(slot)
+            else:
+                slot.hasten()
         self._grow([node for node in nodes if self._is_trusted(node, self._clock.now_s)])
         if self._elastic:
             self._hint_at(self._limit)
@@ -369,6 +378,8 @@ class RayPool:
         following, slot.next = slot.next, None
         if following is not None:  # it has begun; where the worker is to go, it is stopped after its first chunk
             self._begin(slot, following.lease, following.call, cancelled=following.cancelled)
+            if slot.cancelled or slot.is_leaving or self._is_left(slot.node):
+                slot.hasten()
         elif worn or slot.is_leaving or self._is_left(slot.node):
             if worn:
                 _log.warning("%s: a worker is replaced: %s", slot.node.address, worn)
@@ -470,7 +481,10 @@ class RayPool:
         now_s = self._clock.now_s
         self._next_look_s = now_s + LOOK_EVERY_S
         nodes = self._with_gpu_memory(cluster.alive_nodes())
-        self._draining |= cluster.draining_nodes()
+        draining = cluster.draining_nodes() - self._draining
+        self._draining |= draining
+        for slot in [slot for slot in self._slots if slot.lease is not None and slot.node.node_id in draining]:
+            slot.hasten()
         self._drop_unusable({node.node_id for node in nodes} - self._draining, now_s)
         self._release_idle(now_s)
         if not self.num_idle:

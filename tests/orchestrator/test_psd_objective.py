@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from orchestrator.experiment_config.distillation import NegativeEmbeddingConfig
 from orchestrator.experiment_config.experiment import experiment
 from orchestrator.experiment_config.scenes import HashGridConfig, ShadingConfig, VoxelGridConfig
 from orchestrator.failure import classify
+from orchestrator.haste import hasten, relax
 from orchestrator.heartbeat import asks_patience
 from orchestrator.objective import Progress
 from orchestrator.psd_objective.compilation import excuse_compiling
@@ -52,6 +53,13 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
     return RunSpec(run_id="t0000-p00-s0", trial=0, prompt="a red cube", seed=3, config=config)
 
 
+@pytest.fixture
+def hurry() -> Iterator[None]:
+    """Whatever becomes of a test that hastens its process, the next one takes its time."""
+    yield
+    relax()
+
+
 def _rows(progress: Progress) -> dict[str, float]:
     return {name: value for name, value in progress.metrics.items() if name != "seconds"}
 
@@ -68,6 +76,56 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(spec: RunSpec, tmp_path: Pat
     first.save(tmp_path / "checkpoint")
     resumed = objective.start(spec, tmp_path, tmp_path / "checkpoint")
     assert [_rows(resumed.advance()) for _ in range(2)] == [_rows(progress) for progress in expected[1:]]
+
+
+def test_a_run_that_is_hastened_stops_between_two_rows_and_logs_what_it_would_have_logged(
+    spec: RunSpec, tmp_path: Path, hurry: None
+) -> None:
+    config = {**spec.config, "optimization": {"num_steps": 5, "log_every": 4}}
+    spec = replace(spec, config=config)
+    objective = PsdObjective()
+    whole = objective.start(spec, tmp_path, None)
+    expected = [whole.advance() for _ in range(2)]
+
+    first = objective.start(spec, tmp_path, None)
+    hasten()
+    early = [first.advance() for _ in range(2)]
+    assert [(progress.step, progress.metrics, progress.files) for progress in early] == [(1, {}, {}), (2, {}, {})]
+    (tmp_path / "checkpoint").mkdir()
+    first.save(tmp_path / "checkpoint")
+    resumed = objective.start(spec, tmp_path, tmp_path / "checkpoint")
+    assert resumed.advance().step == 3
+    relax()
+    assert [_rows(resumed.advance()) for _ in range(2)] == [_rows(progress) for progress in expected]
+
+
+def test_a_chunk_that_takes_long_ends_before_its_row(
+    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+
+    def step(optimization: Optimization) -> StepReport:
+        nonlocal now_s
+        now_s += 6.0
+        optimization.next_step += 1
+        return StepReport(step=optimization.next_step - 1, terms={"loss": float(optimization.next_step)}, unet_calls=1)
+
+    monkeypatch.setattr(Optimization, "step", step)
+    monkeypatch.setattr("orchestrator.psd_objective.objective.time.perf_counter", lambda: now_s)
+    config = {**spec.config, "optimization": {"num_steps": 9, "log_every": 3}}
+    config["evaluation"] = {**spec.config["evaluation"], "every": 9}
+    run = PsdObjective().start(replace(spec, config=config), tmp_path, None)
+    chunks = [run.advance() for _ in range(4)]
+    assert [progress.step for progress in chunks] == [2, 3, 5, 6]
+    row = {"train/loss": 5.0, "train/unet_calls": 6.0}
+    assert [progress.metrics for progress in chunks[2:]] == [{}, row]
+
+
+def test_a_full_disk_under_a_checkpoint_is_an_error_of_the_system(spec: RunSpec, tmp_path: Path) -> None:
+    run = PsdObjective().start(spec, tmp_path, None)
+    (tmp_path / "state.pt").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        run.save(tmp_path)
 
 
 def test_scores_and_pictures_come_when_they_are_due(spec: RunSpec, tmp_path: Path) -> None:
@@ -144,8 +202,8 @@ def test_what_may_take_long_asks_for_patience(spec: RunSpec, tmp_path: Path, mon
     monkeypatch.setattr("orchestrator.psd_objective.objective.time.perf_counter", lambda: now_s)
     config = {**spec.config, "evaluation": {**spec.config["evaluation"], "every": 2}}
     run = PsdObjective().start(replace(spec, config=config), tmp_path, None)
-    run.advance()
-    run.advance()
+    while run.advance().step < 4:
+        pass
     names = ["step", "step", "evaluation"] * 2
     assert asked == list(zip(names, [True, True, True, True, False, False], strict=True))
     assert not asks_patience()
