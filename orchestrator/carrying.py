@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from orchestrator import durable
 from orchestrator.checkpoints import CheckpointStore
 from orchestrator.run_folder import METRICS, RunClaim, RunFolder
-from orchestrator.trial import Event, Lease, RunFinished, RunProgressed
+from orchestrator.trial import Event, Lease, RunFinished, RunProgressed, RunStopped
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Receiver:
         for name, content in parcel.files.items():
             _write_inside(folder, name, content)
         if parcel.checkpoint is not None:
-            self._keep_checkpoint(lease, claim, parcel.step, parcel.checkpoint)
+            self._keep_checkpoint(event, claim, parcel.step, parcel.checkpoint)
         if isinstance(event, RunFinished):
             claim.write_result(parcel.step, event.metrics)
         if not isinstance(event, RunProgressed):
@@ -147,13 +147,16 @@ class Receiver:
                     self._claims[key] = folder.claim(lease, checkpoint / METRICS)
         return self._claims[key]
 
-    def _keep_checkpoint(self, lease: Lease, claim: RunClaim, step: int, content: bytes) -> None:
+    def _keep_checkpoint(self, event: Event, claim: RunClaim, step: int, content: bytes) -> None:
+        """Where it cannot be kept, the run goes on to its next one; a run that stops here has no other."""
         try:
-            with self._checkpoints.write(lease, step) as folder:
+            with self._checkpoints.write(event.lease, step) as folder:
                 unpack(content, folder)
                 claim.copy_metrics(folder / METRICS)
         except OSError as error:
-            _log.warning("%s: no checkpoint at step %d: %s", lease.spec.run_id, step, error)
+            if isinstance(event, RunStopped):
+                raise
+            _log.warning("%s: no checkpoint at step %d: %s", event.lease.spec.run_id, step, error)
 
 
 def pack(folder: Path) -> bytes:

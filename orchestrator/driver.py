@@ -100,6 +100,14 @@ SweepEvent = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """What became of the runs that were under way when a driver was stopped."""
+
+    num_runs: int
+    unsaved: tuple[str, ...] = ()  # run ids of those that go on from an earlier checkpoint, or afresh
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Waiting:
     """A run that is to be leased."""
 
@@ -225,20 +233,23 @@ class SweepDriver:
         improved = bool(values) and self._frontier.add(number, values, feasible=feasible)
         self._num_since_improvement = 0 if improved else self._num_since_improvement + 1
 
-    def stop(self, timeout_s: float = 60.0) -> bool:
-        """Have every run checkpointed and let go; its trial stays running in the study, for the next driver.
-
-        Returns whether all did within the time. Those that did not go on from their last checkpoint.
-        """
-        for lease in self._leases():
+    def stop(self, timeout_s: float = 60.0) -> Stopped:
+        """Have every run checkpointed and let go; its trial stays running in the study, for the next driver."""
+        leases = self._leases()
+        for lease in leases:
             self._pool.cancel(lease)
+        saved: list[Lease] = []
         deadline_s = self._clock.now_s + timeout_s
         while self._leases() and self._clock.now_s < deadline_s:
             for event in self._pool.poll(min(deadline_s - self._clock.now_s, 0.5)):
                 self._handle(event)
+                if isinstance(event, RunStopped | RunFinished):
+                    saved.append(event.lease)
         while self._to_tell and self._tell_next():
             pass
-        return not self._leases()
+        left = [lease.spec for lease in leases if lease not in saved]
+        unsaved = tuple(run.run_id for run in left if run.trial in self._trials)  # the others are done with
+        return Stopped(num_runs=len(leases), unsaved=unsaved)
 
     def _leases(self) -> list[Lease]:
         return [lease for trial in self._trials.values() for lease in trial.leased.values()]

@@ -33,5 +33,9 @@ class StudyUnavailableError(Exception):
     """The study's storage does not answer just now: nothing was changed; ask again later."""
 
 
+class RunStorageError(Exception):
+    """Where a run keeps its files is full or does not answer: neither the run nor its worker is at fault, try again."""
+
+
 class SupersededError(Exception):
     """A newer lease of the run is at work, or this one was executed before: leave the run alone."""

@@ -10,11 +10,13 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.errors import RunStorageError
 from orchestrator.trial import Failure, FailureKind
 
 # After these the worker goes on with the next run; after the others it is replaced.
@@ -23,6 +25,7 @@ SPARES_WORKER = (FailureKind.CONFIGURATION, FailureKind.NOT_FINITE, FailureKind.
 _SETTLED = (FailureKind.CONFIGURATION, FailureKind.NOT_FINITE)
 _SUSPICIOUS = (FailureKind.ERROR, FailureKind.LOST, FailureKind.HUNG)
 _MAX_OUT_OF_MEMORY = 2
+_STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)  # whatever file it was
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,10 @@ def classify(error: Exception) -> Failure:
             kind = FailureKind.OUT_OF_MEMORY
             device = "GPU" if "CUDA" in str(error) or "HIP" in str(error) else "machine"
             message = f"the {device} is out of memory ({message.splitlines()[0]})"
+        case RunStorageError():
+            kind, message = FailureKind.STORAGE, str(error)
+        case OSError() if error.errno in _STORAGE_ERRNOS:
+            kind = FailureKind.STORAGE
         case ArithmeticError():
             kind, message = FailureKind.NOT_FINITE, str(error)
         case RuntimeError() if "overflow" in str(error):

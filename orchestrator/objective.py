@@ -25,8 +25,8 @@ class Run(Protocol):
     def advance(self) -> Progress:
         """One bounded chunk (a second to a minute), then control returns. The step grows with every chunk.
 
-        One that asks ``orchestrator.haste.is_hastened`` between its parts, and ends early if so, lets its run be stopped
-        or moved without delay. What is due at fixed steps still comes at these: until then there are no metrics.
+        One that asks ``orchestrator.haste.is_hastened`` between its parts, and ends early if so, keeps nobody waiting
+        who wants to stop or move its run. What is due at fixed steps still comes at these; until then, no metrics.
 
         Raises:
             ValueError, FloatingPointError: the run's configuration is at fault; it is failed and never retried.

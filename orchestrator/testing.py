@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.haste import is_hastened
 from orchestrator.heartbeat import beat
 from orchestrator.objective import Progress
 from orchestrator.study import Suggestion, TrialRecord
@@ -22,7 +23,7 @@ from orchestrator.trial import RunSpec, Scalar
 class FakeObjective:
     """A noisy walk towards ``-(x - 3)^2``: the final ``eval/score`` depends on every step and every random number.
 
-    A run's configuration: ``x``; ``num_steps``; ``steps_per_chunk``; and optionally
+    A run's configuration: ``x``; ``num_steps``; ``steps_per_chunk``, with metrics at its end; and optionally
     ``fault: {kind, at_step, times}``, with kinds ``value_error``, ``floating_point_error``, ``error``, ``nan``,
     ``kill`` (a SIGKILL of its own process), ``stop`` (a SIGSTOP of it: alive, and never heard of again) and ``hang`` (a
     step that takes ``seconds``, beating or not as ``beats`` says). A fault strikes ``times`` times (once, if not said),
@@ -54,12 +55,16 @@ class FakeRun:
             self._random.setstate((version, tuple(internal), gauss))
 
     def advance(self) -> Progress:
-        num_steps = self._config["num_steps"]
-        for _ in range(min(self._config["steps_per_chunk"], num_steps - self._step)):
+        num_steps, every = self._config["num_steps"], self._config["steps_per_chunk"]
+        for _ in range(min(every - self._step % every, num_steps - self._step)):
             self._step += 1
             target = -((self._config["x"] - 3.0) ** 2)
             self._score += 0.1 * (target - self._score) + 0.01 * self._random.gauss(0.0, 1.0)
             self._strike()
+            if is_hastened():
+                break
+        if self._step % every and self._step < num_steps:
+            return Progress(step=self._step, num_steps=num_steps)
         picture = self._output / "picture.txt"
         picture.write_text(f"{self._score}\n")
         return Progress(

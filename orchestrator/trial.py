@@ -61,7 +61,7 @@ class FailureKind(Enum):
     ERROR = "error"  # an exception that may be the worker's, its device's or its node's
     LOST = "lost"  # the worker's process died or was cut off
     HUNG = "hung"  # no sign of life within the deadline
-    STORAGE = "storage"  # the run's checkpoint could not be read
+    STORAGE = "storage"  # a checkpoint could not be read, or nothing written: the disk is full, or does not answer
     PREEMPTED = "preempted"  # the node was taken away
 
 

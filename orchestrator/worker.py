@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.checkpoints import CheckpointStore, step_of
-from orchestrator.errors import SupersededError
+from orchestrator.errors import RunStorageError, SupersededError
 from orchestrator.failure import classify
 from orchestrator.heartbeat import patience
 from orchestrator.objective import Objective, Run
@@ -20,8 +20,6 @@ from orchestrator.run_folder import METRICS, RunClaim, RunFolder
 from orchestrator.tracking import BackgroundTracking, Tracker
 from orchestrator.trial import (
     Event,
-    Failure,
-    FailureKind,
     Lease,
     RunFailed,
     RunFinished,
@@ -61,6 +59,7 @@ class _ActiveRun:
     run: Run
     step: int
     checkpointed_step: int
+    lacks_checkpoint: bool = False  # since the last one that was due could not be written
 
 
 class Worker:
@@ -85,12 +84,12 @@ class Worker:
         assert not self.is_busy, "a worker executes one lease at a time"
         try:
             folder = RunFolder(self._setup.runs, lease.spec.run_id)
-            result = folder.result()
-            if result is not None and folder.describes(lease.spec):
+            with _on_storage("the run's folder cannot be read"):
+                result = folder.result()
+                is_finished = result is not None and folder.describes(lease.spec)
+            if result is not None and is_finished:
                 return RunFinished(lease=lease, metrics=result)
             self._active = self._begin(lease, folder)
-        except _StorageError as error:
-            return RunFailed(lease=lease, failure=Failure(kind=FailureKind.STORAGE, message=str(error)))
         except Exception as error:
             return RunFailed(lease=lease, failure=classify(error))
         return self.advance()
@@ -109,9 +108,9 @@ class Worker:
         active = self._started()
         try:
             if active.step > active.checkpointed_step:
-                self._checkpoint(active)
+                self._save(active)
         except Exception as error:
-            self._end(EXIT_FAILED)
+            self._end(EXIT_STOPPED if isinstance(error, RunStorageError) else EXIT_FAILED)
             return RunFailed(lease=active.lease, failure=classify(error))
         self._end(EXIT_STOPPED)
         return RunStopped(lease=active.lease, step=active.checkpointed_step)
@@ -131,7 +130,8 @@ class Worker:
             return self._launch(self._objective, lease, folder, checkpoint)
 
     def _launch(self, objective: Objective, lease: Lease, folder: RunFolder, checkpoint: Path | None) -> _ActiveRun:
-        claim = folder.claim(lease, None if checkpoint is None else checkpoint / METRICS)
+        with _on_storage("the run's folder cannot be written to"):
+            claim = folder.claim(lease, None if checkpoint is None else checkpoint / METRICS)
         try:
             run = objective.start(lease.spec, folder.path, checkpoint)
         except BaseException:
@@ -148,12 +148,14 @@ class Worker:
         active.claim.check()
         metrics = {name: float(value) for name, value in progress.metrics.items()}
         if metrics:
-            active.claim.append_metrics(progress.step, metrics)
+            with _on_storage(f"no metrics at step {progress.step}"):
+                active.claim.append_metrics(progress.step, metrics)
             active.tracker.log(progress.step, metrics)
         if progress.files:
             active.tracker.log_files(progress.step, progress.files)
         if progress.done:
-            active.claim.write_result(progress.step, metrics)
+            with _on_storage("no result"):
+                active.claim.write_result(progress.step, metrics)
             self._end(EXIT_FINISHED)
             return RunFinished(lease=active.lease, metrics=metrics)
         every = self._setup.checkpoint_every
@@ -164,14 +166,22 @@ class Worker:
     def _checkpoint(self, active: _ActiveRun) -> None:
         """Where the storage does not answer, the run goes on, and the next chunk tries again."""
         try:
-            with patience(), self._setup.checkpoints.write(active.lease, active.step) as folder:
-                active.run.save(folder)
-                active.claim.copy_metrics(folder / METRICS)
-                active.claim.check()
-        except OSError as error:
-            _log.warning("%s: no checkpoint at step %d: %s", active.lease.spec.run_id, active.step, error)
-        else:
-            active.checkpointed_step = active.step
+            self._save(active)
+        except RunStorageError as error:
+            if not active.lacks_checkpoint:
+                _log.warning("%s", error, extra={"run_id": active.lease.spec.run_id})
+            active.lacks_checkpoint = True
+
+    def _save(self, active: _ActiveRun) -> None:
+        with (
+            _on_storage(f"no checkpoint at step {active.step}"),
+            patience(),
+            self._setup.checkpoints.write(active.lease, active.step) as folder,
+        ):
+            active.run.save(folder)
+            active.claim.copy_metrics(folder / METRICS)
+            active.claim.check()
+        active.checkpointed_step, active.lacks_checkpoint = active.step, False
 
     def _started(self) -> _ActiveRun:
         assert self._active is not None, "no lease has been started"
@@ -179,21 +189,24 @@ class Worker:
 
     def _end(self, exit_code: int) -> None:
         active, self._active = self._started(), None
-        active.claim.close()
+        with suppress(OSError):  # what counts was told before
+            active.claim.close()
         active.tracker.close(exit_code)
         with suppress(Exception):  # what the run came to is already decided
             active.run.close()
 
 
-class _StorageError(Exception):
-    """A checkpoint could not be read."""
+@contextmanager
+def _on_storage(problem: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunStorageError(f"{problem}: {error}") from error
 
 
 @contextmanager
 def _fetched(store: CheckpointStore, location: str) -> Iterator[Path]:
     with ExitStack() as stack:
-        try:
+        with _on_storage("the checkpoint cannot be read"):
             folder = stack.enter_context(store.read(location))
-        except OSError as error:
-            raise _StorageError(f"the checkpoint cannot be read: {error}") from error
         yield folder

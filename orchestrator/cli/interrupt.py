@@ -28,7 +28,7 @@ class Interrupt:
 
     @property
     def requested(self) -> bool:
-        return self._is_signalled or self._stop_file.exists()
+        return self._is_signalled or self._is_told()
 
     @contextmanager
     def caught(self) -> Iterator[None]:
@@ -38,6 +38,12 @@ class Interrupt:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _is_told(self) -> bool:
+        try:
+            return self._stop_file.exists()
+        except OSError:  # the file system does not answer: ask again
+            return False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._is_signalled:

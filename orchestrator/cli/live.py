@@ -67,13 +67,18 @@ class LiveSettings:
 
     def changed(self) -> Sweep | None:
         """The sweep as it is now; None while it is as it was at the last look."""
-        stamp = self._stamp()
-        if stamp == self._seen:
+        changed = None
+        try:
+            stamp = self._stamp()
+            if stamp == self._seen:
+                return None
+            changed = config.load_output(self._output)
+        except UserError:  # edited by hand, and wrongly: what runs goes on as it was
+            pass
+        except OSError:  # the file system does not answer: look again
             return None
         self._seen = stamp
-        with suppress(UserError):  # edited by hand, and wrongly: what runs goes on as it was
-            return config.load_output(self._output)
-        return None
+        return changed
 
     def _stamp(self) -> tuple[int, int]:
         status = (self._output / "sweep.json").stat()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,8 @@ from orchestrator.cli.outcome import best_command, other_metrics, typed, where_t
 from orchestrator.cli.search import open_study, patiently, watch
 from orchestrator.clock import SystemClock
 from orchestrator.config import Sweep
-from orchestrator.driver import SweepDriver
-from orchestrator.errors import SweepAbortedError, UserError
+from orchestrator.driver import Stopped, SweepDriver
+from orchestrator.errors import UserError
 from orchestrator.experiment_config.experiment import experiment
 from orchestrator.fsspec_checkpoints import FsspecCheckpoints
 from orchestrator.pool import Pool
@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 FAILED, INTERRUPTED = 1, 130
 SPENT_FILE, SAVE_SPENT_S = "spent.json", 20.0
-STOP_TIMEOUT_S = 15.0  # for the checkpoints of a clean stop; the workers then get a little more to close
+_MAX_NAMED = 5  # runs in a line
+STOP_TIMEOUT_S = 18.0  # for the checkpoints of a clean stop: with what the pool takes to close, half a minute
 
 
 def sweep_command(file: Path, overrides: Sequence[str], *, dry_run: bool) -> int:
@@ -125,16 +126,25 @@ def run_sweep(sweep: Sweep, console: Console) -> int:
         with open_study(sweep) as study:
             records = patiently(study.records)
             _greet(sweep, records if goes_on else [], console)
-            done = _num_settled(records) >= sweep.num_trials or _drive(sweep, study, console)
+            stopped = None if _num_settled(records) >= sweep.num_trials else _drive(sweep, study, console)
             records = patiently(study.records)
             conclude(sweep, records, console)
-    if not done and _num_settled(records) < sweep.num_trials:
-        console.print(
-            f"\nStopped; what is checkpointed is kept. Go on with:  {typed('psd')} resume {sweep.output}",
-            soft_wrap=True,
-        )
+    if stopped is not None and _num_settled(records) < sweep.num_trials:
+        text = f"\n{_what_is_kept(stopped)}. Go on with:  {typed('psd')} resume {sweep.output}"
+        console.print(text, highlight=False, soft_wrap=True)
         return INTERRUPTED
     return 0 if any(record.state == "complete" for record in records) else FAILED
+
+
+def _what_is_kept(stopped: Stopped) -> str:
+    if not stopped.unsaved:
+        return "Stopped; what is checkpointed is kept"
+    num_more = len(stopped.unsaved) - _MAX_NAMED
+    return (
+        f"Stopped; {len(stopped.unsaved)} of {_count(stopped.num_runs, 'run')} could not be checkpointed in time: "
+        f"{', '.join(stopped.unsaved[:_MAX_NAMED])}{f' and {num_more} more' if num_more > 0 else ''}; "
+        "what is not checkpointed is computed again"
+    )
 
 
 @contextmanager
@@ -205,8 +215,8 @@ def make_tracking(sweep: Sweep) -> Callable[[RunSpec, Path], Tracker]:
             )
 
 
-def _drive(sweep: Sweep, study: Study, console: Console) -> bool:
-    """Whether the sweep came to its end; False when it was interrupted, with every run checkpointed."""
+def _drive(sweep: Sweep, study: Study, console: Console) -> Stopped | None:
+    """What became of the runs under way when the sweep was interrupted; None if it came to its end."""
     from orchestrator.ray_pool import RayPool
 
     setup, records = worker_setup(sweep), patiently(study.records)
@@ -227,22 +237,17 @@ def _drive(sweep: Sweep, study: Study, console: Console) -> bool:
     clock = SystemClock()
     view = _view(sweep, records, clock)
     interrupt = Interrupt(sweep.output)
-    with interrupt.caught(), choose_display(view, console) as display:  # after Ray, which has a SIGTERM handler, too
+    # The signals after Ray, which has a SIGTERM handler, too.
+    with interrupt.caught(), choose_display(view, console) as display, _closed_on_error(pool):
         driver = _driver(sweep, study, pool, setup, clock, display)
         try:
-            done = _loop(sweep, driver, pool, view, display, interrupt)
-        except SweepAbortedError:
-            pool.close()  # what is still under way goes with the sweep, but its trackers are closed
-            raise
-        except KeyboardInterrupt:
-            pool.close(timeout_s=0.0)  # at once, but not without taking back what the autoscaler was asked for
-            raise
+            stopped = _loop(sweep, driver, pool, view, display, interrupt)
         finally:
-            driver.spent.save(sweep.output / SPENT_FILE)
+            _save_spent(driver, sweep)
     if view.ended_by is not None:
         console.print(f"Ended before {_count(view.num_trials, 'trial')}: {view.ended_by}", highlight=False)
     pool.close()
-    return done
+    return stopped
 
 
 def ray_address() -> str | None:
@@ -262,7 +267,7 @@ def ray_address() -> str | None:
 
 def _loop(
     sweep: Sweep, driver: SweepDriver, pool: RayPool, view: SweepView, display: Display, interrupt: Interrupt
-) -> bool:
+) -> Stopped | None:
     live, saved_s = LiveSettings(sweep), time.monotonic()
     while not interrupt.requested:
         display.tick()
@@ -270,16 +275,32 @@ def _loop(
             driver.budget, view.num_trials = make_budget(changed), changed.num_trials
             pool.resize(changed.config.workers or "auto", _num_runs(changed))
         if time.monotonic() - saved_s >= SAVE_SPENT_S:
-            driver.spent.save(sweep.output / SPENT_FILE)
+            _save_spent(driver, sweep)
             saved_s = time.monotonic()
         if not driver.step(timeout_s=0.25):
             view.ended_by = driver.stop_reason if view.counts.total() < view.num_trials else None
             display.tick()
-            return True
+            return None
     view.stopping = True
     display.tick()
-    driver.stop(STOP_TIMEOUT_S)
-    return False
+    return driver.stop(STOP_TIMEOUT_S)
+
+
+def _save_spent(driver: SweepDriver, sweep: Sweep) -> None:
+    with suppress(OSError):  # a full disk: what is not written down is not counted by the next sitting
+        driver.spent.save(sweep.output / SPENT_FILE)
+
+
+@contextmanager
+def _closed_on_error(pool: RayPool) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        pool.close(timeout_s=0.0)  # at once, but not without taking back what the autoscaler was asked for
+        raise
+    except BaseException:
+        pool.close()  # what is still under way goes with the sweep, but its trackers are closed
+        raise
 
 
 def _num_runs(sweep: Sweep) -> int:
@@ -339,22 +360,31 @@ def _greet(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> No
 
 def conclude(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> None:
     """The table of trials, the best settings, and where to look; also trials.csv, best.yaml and report.html."""
-    from orchestrator.cli.report import write_report  # with plotly
-
-    settings = sweep.config
     rows = trial_rows(records, sweep.goals)
-    durable.write_text(sweep.output / "trials.csv", trials_csv(rows))
     if rows:
         console.print()
         console.print(terminal_table(rows, sweep.goals, other_metrics(sweep), width=console.width))
     best = best_rows(rows)
-    if best:
-        own = [(row, config.own_settings(sweep, row.params)) for row in best]
-        durable.write_text(sweep.output / "best.yaml", best_yaml(own, sweep=settings.name, goals=sweep.goals))
-    write_report(sweep, records)
+    try:
+        _write_results(sweep, records)
+    except OSError as error:  # a full disk: the study has it all
+        again = f"{typed('psd')} resume {sweep.output}"
+        text = f"The results could not be written ({error}). Again, when there is room:  {again}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     lines = where_to_look(sweep)
     if best and best[0].params:
         lines.insert(0, ("try the best", best_command(sweep, best[0])))
     console.print()
     for name, text in lines:
         console.print(f"{name:<14}{text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _write_results(sweep: Sweep, records: Sequence[TrialRecord]) -> None:
+    from orchestrator.cli.report import write_report  # with plotly
+
+    rows = trial_rows(records, sweep.goals)
+    durable.write_text(sweep.output / "trials.csv", trials_csv(rows))
+    if best := best_rows(rows):
+        own = [(row, config.own_settings(sweep, row.params)) for row in best]
+        durable.write_text(sweep.output / "best.yaml", best_yaml(own, sweep=sweep.config.name, goals=sweep.goals))
+    write_report(sweep, records)

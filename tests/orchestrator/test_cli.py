@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from rich.console import Console
 from orchestrator import cli, config, sweep_lock
 from orchestrator.cli.display import LineDisplay, LiveDisplay, SweepView
 from orchestrator.cli.interrupt import STOP_FILE, Interrupt
+from orchestrator.cli.live import LiveSettings
 from orchestrator.cli.outcome import typed
 from orchestrator.cli.search import open_study
 from orchestrator.cli.sweep import hold
@@ -26,12 +30,22 @@ from orchestrator.clock import ManualClock
 from orchestrator.driver import RunLeased, TrialCompleted, TrialFailed, TrialStarted
 from orchestrator.goals import Goal
 from orchestrator.local_pool import LocalPool
-from orchestrator.objective import Run
+from orchestrator.objective import Progress, Run
 from orchestrator.report.tables import best_rows, best_yaml, format_params, trial_rows, trials_csv
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import Suggestion, TrialRecord
-from orchestrator.trial import Failure, FailureKind, Lease, RunFailed, RunFinished, RunProgressed, RunSpec, TrialSpec
-from orchestrator.worker import WorkerSetup
+from orchestrator.trial import (
+    Event,
+    Failure,
+    FailureKind,
+    Lease,
+    RunFailed,
+    RunFinished,
+    RunProgressed,
+    RunSpec,
+    TrialSpec,
+)
+from orchestrator.worker import Worker, WorkerSetup
 
 ROOT = Path(__file__).parents[2]
 GUIDANCE = "distillation.guidance_scale"
@@ -299,6 +313,103 @@ def test_a_sweep_in_which_everything_fails_is_given_up_and_its_workers_are_close
     with sweep_lock.held(Path("outputs/tiny")):  # and the folder is free
         assert run("status", "outputs/tiny") == 0
     assert "3 failed" in capsys.readouterr().out
+
+
+class Quick:
+    """An objective whose runs are over at once, or never."""
+
+    def start(self, spec: RunSpec, output: Path, resume_from: Path | None) -> Run:
+        return QuickRun()
+
+
+class QuickRun:
+    num_steps = 1
+
+    def advance(self) -> Progress:
+        return Progress(step=1, num_steps=self.num_steps, metrics={"eval/judge": 1.0}, done=self.num_steps == 1)
+
+    def save(self, directory: Path) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class QuickPool(ClosingPool):
+    def __init__(self, setup: WorkerSetup, **options: object) -> None:
+        super().__init__(setup)
+        self._idle = [Worker(replace(setup, objective=Quick))]
+
+
+class StuckPool(QuickPool):
+    """Its first run goes its way until it is to stop, and is never heard of again."""
+
+    def cancel(self, lease: Lease) -> None:
+        self._busy.clear()
+
+    def poll(self, timeout_s: float) -> Sequence[Event]:
+        Path("outputs/tiny", STOP_FILE).touch()
+        return super().poll(timeout_s)
+
+
+def test_a_full_disk_ends_no_sweep(
+    sweep_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("orchestrator.ray_pool.RayPool", QuickPool)
+    monkeypatch.setattr("orchestrator.cli.sweep.SAVE_SPENT_S", 0.0)
+    monkeypatch.setattr("orchestrator.budget.Spent.save", refuse)
+    monkeypatch.setattr("orchestrator.cli.sweep.trials_csv", refuse)
+    ClosingPool.closed = 0
+    assert run("sweep", sweep_file) == 0
+    assert ClosingPool.closed == 1
+    told = capsys.readouterr().out
+    assert "The results could not be written ([Errno 28] No space left on device). Again, when there is room:" in told
+    with sweep_lock.held(Path("outputs/tiny")):
+        assert run("status", "outputs/tiny") == 0
+    assert "2/2 trials" in capsys.readouterr().out
+
+
+def test_whatever_goes_wrong_the_workers_are_closed(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("orchestrator.ray_pool.RayPool", QuickPool)
+    monkeypatch.setattr("orchestrator.driver.SweepDriver.step", refuse)
+    ClosingPool.closed = 0
+    with pytest.raises(OSError, match="Input/output error"):
+        run("sweep", sweep_file)
+    assert ClosingPool.closed == 1
+
+
+def test_runs_that_were_not_checkpointed_in_time_are_named(
+    sweep_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("orchestrator.ray_pool.RayPool", StuckPool)
+    monkeypatch.setattr("orchestrator.cli.sweep.STOP_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(QuickRun, "num_steps", 100)
+    assert run("sweep", sweep_file) == 130
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("Stopped; 1 of 1 run could not be checkpointed in time: t0000-p00-s0; what is not checkpo")
+    assert last.endswith("psd resume outputs/tiny")
+
+
+def test_a_file_system_that_does_not_answer_asks_for_no_stop(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = config.load(sweep_file, [])
+    config.claim_output(sweep)
+    interrupt, live = Interrupt(sweep.output), LiveSettings(sweep)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", refuse)
+        assert not interrupt.requested
+        assert live.changed() is None
+    (sweep.output / STOP_FILE).touch()
+    assert interrupt.requested
 
 
 def test_the_study_of_another_sweep_is_left_alone(

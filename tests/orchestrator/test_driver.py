@@ -13,6 +13,7 @@ from orchestrator.clock import ManualClock
 from orchestrator.driver import (
     NodeQuarantined,
     RunLeased,
+    Stopped,
     StorageUnavailable,
     SweepDriver,
     SweepEvent,
@@ -330,7 +331,9 @@ def test_stop_and_resume_equal_a_sweep_without_interruption(
 ) -> None:
     for _ in range(num_steps):
         assert sweep.driver.step()
-    assert sweep.driver.stop()
+    stopped = sweep.driver.stop()
+    assert stopped.num_runs > 0
+    assert stopped.unsaved == ()
     underway = [record.number for record in sweep.study.records() if record.state == "running"]
     assert underway
     assert sweep.pool.num_idle == 2
@@ -394,9 +397,27 @@ def test_a_stopped_driver_gives_up_waiting_at_the_deadline(sweep: Sweep) -> None
     sweep.restart(lambda pool: Stuck(pool, sweep.clock))
     sweep.driver.step()
     before_s = sweep.clock.now_s
-    assert not sweep.driver.stop(timeout_s=7.3)
+    assert sweep.driver.stop(timeout_s=7.3) == Stopped(num_runs=2, unsaved=("t0000-p00-s0", "t0000-p01-s0"))
     assert sweep.clock.now_s - before_s == pytest.approx(7.3)
     assert sweep.study.records()[0].state == "running"
+
+
+def test_a_stopped_driver_tells_which_runs_could_not_be_checkpointed(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    while "t0000-p01-s0" not in [event.lease.spec.run_id for event in sweep.of(RunProgressed)]:
+        sweep.driver.step()
+    write = sweep.checkpoints.write
+
+    def refuse_one(lease: Lease, step: int) -> Any:
+        if lease.spec.run_id == "t0000-p01-s0":
+            raise OSError("the disk is full")
+        return write(lease, step)
+
+    monkeypatch.setattr(sweep.checkpoints, "write", refuse_one)
+    assert sweep.driver.stop() == Stopped(num_runs=2, unsaved=("t0000-p01-s0",))
+    [failed] = sweep.of(RunFailed)
+    assert failed.failure.kind is FailureKind.STORAGE
 
 
 class Faulty:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import pickle
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from orchestrator.budget import Budget, Spent
 from orchestrator.clock import ManualClock
-from orchestrator.errors import SweepAbortedError, UserError
+from orchestrator.errors import RunStorageError, SweepAbortedError, UserError
 from orchestrator.failure import FailurePolicy, classify, describe
 from orchestrator.goals import Frontier, Goal
 from orchestrator.trial import Failure, FailureKind, TrialSpec
@@ -76,6 +77,9 @@ class OutOfMemoryError(RuntimeError):
     ("error", "kind", "message"),
     [
         (ValueError("x < 0"), FailureKind.CONFIGURATION, "x < 0"),
+        (RunStorageError("no metrics at step 5"), FailureKind.STORAGE, "no metrics at step 5"),
+        (OSError(errno.ENOSPC, "full"), FailureKind.STORAGE, "OSError: [Errno 28] full"),
+        (FileNotFoundError(errno.ENOENT, "no weights"), FailureKind.ERROR, "FileNotFoundError: [Errno 2] no weights"),
         (FloatingPointError("the loss is nan"), FailureKind.NOT_FINITE, "the loss is nan"),
         (OverflowError("too large"), FailureKind.NOT_FINITE, "too large"),
         (

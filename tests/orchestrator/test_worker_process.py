@@ -128,6 +128,21 @@ def test_a_run_that_is_stopped_elsewhere_leaves_its_checkpoint_here(link: Link) 
     assert step_of(link.store.latest(LEASE.spec.run_id) or "") == 5
 
 
+def test_where_a_checkpoint_cannot_be_kept_a_run_goes_on_and_does_not_stop(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    worker = link.worker()
+    link.start(worker, LEASE)
+    monkeypatch.setattr(link.store, "write", refuse)
+    assert isinstance(link.take(worker.advance())[0], RunProgressed)
+    assert isinstance(link.take(worker.advance())[0], RunProgressed)
+    with pytest.raises(OSError, match="the disk is full"):
+        link.take(worker.stop())
+
+
 def test_what_an_old_attempt_still_sends_is_refused(link: Link) -> None:
     from orchestrator.errors import SupersededError
 
@@ -210,9 +225,9 @@ def test_a_run_that_is_to_stop_answers_after_its_chunk(tmp_path: Path) -> None:
     worker.start(LEASE)
     worker.hasten()
     assert is_hastened(), "so its objective sees it"
-    assert len(worker.advance(for_s=math.inf).entries) == 1
+    assert [getattr(event, "step", None) for event in told(worker.advance(for_s=math.inf))] == [6]
     assert not is_hastened()
-    assert len(worker.advance(for_s=math.inf).entries) == 4, "it was not stopped after all"
+    assert len(worker.advance(for_s=math.inf).entries) == 5, "it was not stopped after all"
 
 
 def run_times(worker: WorkerProcess, count: int) -> list[str]:
