@@ -359,12 +359,43 @@ def test_a_pool_that_is_resized_checkpoints_what_it_has_no_worker_for(tmp_path: 
         assert (pool.num_workers, pool.num_idle) == (2, 1)
         pool.submit(Lease(spec=stopped.lease.spec, attempt=1, resume_from=checkpoint))
         again = _next(pool, RunProgressed, left)
-        assert again.step == stopped.step + 5
+        assert again.step == stopped.step - stopped.step % 5 + 5
         pool.resize("auto", 1)  # what has begun is finished
         assert pool.num_workers == 2
         pool.resize(1, 1)
         assert _next(pool, RunStopped).lease.spec.run_id in ("a", "b")
         assert pool.num_workers == 1
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize("why", ["cancelled", "one too many", "of a suspect node", "of a node that goes"])
+def test_a_run_that_must_leave_does_not_finish_its_chunk_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    setup = _setup(tmp_path)
+    pool = RayPool(setup, num_workers=2)
+    config = {"x": 1.0, "num_steps": 10**12, "steps_per_chunk": 10**12}
+    leases = [Lease(spec=RunSpec(run_id=name, trial=0, prompt="p", seed=0, config=config)) for name in ("a", "b")]
+    try:
+        for lease in leases:
+            pool.submit(lease)
+        while not all((setup.runs / name / "metrics.jsonl").exists() for name in ("a", "b")):
+            assert pool.poll(0.1) == ()
+        slot = next(slot for slot in pool._slots if slot.lease == leases[1])
+        slot.node = replace(slot.node, node_id="another", address="10.0.0.99")
+        match why:
+            case "cancelled":
+                pool.cancel(leases[1])
+            case "one too many":
+                pool.resize(1, 10)
+            case "of a suspect node":
+                assert pool.avoid("10.0.0.99")
+            case _:
+                monkeypatch.setattr(ray_pool_module.cluster, "draining_nodes", lambda: {"another"})
+                pool._follow_the_cluster()
+        stopped = _next(pool, RunStopped)
+        assert step_of(setup.checkpoints.latest(stopped.lease.spec.run_id) or "") == stopped.step
     finally:
         pool.close()
 
