@@ -406,6 +406,8 @@ class SweepDriver:
                 self._waiting.appendleft(_Waiting(run=spec, attempt=event.lease.attempt + 1))
             case RunFailed(failure=failure):
                 self._leased_at_s.pop(spec.run_id, None)
+                with suppress(OSError):  # the message goes its own way
+                    RunFolder(self._runs, spec.run_id).add_error(event.lease, failure)
                 self._handle_failure(trial, event.lease, failure)
 
     def _note_duration(self, run_id: str) -> None:

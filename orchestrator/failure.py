@@ -97,21 +97,22 @@ def classify(error: Exception) -> Failure:
     """
     text = "".join(traceback.format_exception(error))
     message = f"{type(error).__name__}: {error}"
+    said = str(error) or message
     match error:
         case _ if _is_out_of_memory(error):
             kind = FailureKind.OUT_OF_MEMORY
             device = "GPU" if "CUDA" in str(error) or "HIP" in str(error) else "machine"
             message = f"the {device} is out of memory ({message.splitlines()[0]})"
         case RunStorageError():
-            kind, message = FailureKind.STORAGE, str(error)
+            kind, message = FailureKind.STORAGE, said
         case OSError() if error.errno in _STORAGE_ERRNOS:
             kind = FailureKind.STORAGE
         case ArithmeticError():
-            kind, message = FailureKind.NOT_FINITE, str(error)
+            kind, message = FailureKind.NOT_FINITE, said
         case RuntimeError() if "overflow" in str(error):
             kind, message = FailureKind.NOT_FINITE, f"a value is too large for its type ({error})"
         case ValueError():
-            kind, message = FailureKind.CONFIGURATION, str(error)
+            kind, message = FailureKind.CONFIGURATION, said
         case _:
             kind = FailureKind.ERROR
     return Failure(kind=kind, message=message, traceback=text)

@@ -1,5 +1,7 @@
 """A run's folder: ``spec.json``, ``metrics.jsonl`` and ``result.json``, the truth about a run on disk.
 
+``error.txt`` beside them tells how attempts at the run failed.
+
 ``result.json`` stands last and in one piece: a run is finished if and only if it is there.
 A metric that is not finite is written as null, since JSON has no NaN, and read back as NaN.
 
@@ -17,6 +19,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,9 +27,10 @@ from typing import Any
 
 from orchestrator import durable
 from orchestrator.errors import SupersededError
-from orchestrator.trial import Lease, RunSpec
+from orchestrator.trial import Failure, Lease, RunSpec
 
-METRICS = "metrics.jsonl"
+METRICS, ERRORS = "metrics.jsonl", "error.txt"
+_MAX_ERRORS = 100_000  # characters of error.txt; the oldest go first
 _CLAIM = ".lease-"
 
 
@@ -67,6 +71,19 @@ class RunFolder:
         """
         for path in (self.path / METRICS, self.path / "result.json", self.path):
             durable.sync(path)
+
+    def add_error(self, lease: Lease, failure: Failure) -> None:
+        """Note in ``error.txt``, below those before, how an attempt failed. Only the driver does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        path = self.path / ERRORS
+        try:
+            before = path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            before = ""
+        where = f" on {failure.node}" if failure.node else ""
+        title = f"{time.strftime('%Y-%m-%d %H:%M:%S')}, attempt {lease.attempt + 1}{where}: {failure.message}"
+        text = f"{before}{title}\n{failure.traceback.rstrip()}".rstrip() + "\n\n"
+        durable.write_text(path, text[-_MAX_ERRORS:], outlasts_power_cut=False)
 
     def spec(self) -> RunSpec | None:
         """The run whose folder it is; None while it is nobody's."""

@@ -63,7 +63,7 @@ class BackgroundTracking:
 
     def start(self, spec: RunSpec, output: Path) -> Tracker:
         """The tracker of a run; ``output`` is the run's own folder."""
-        return _QueuedTracker(self, lambda: self._make(spec, output))
+        return _QueuedTracker(self, lambda: self._make(spec, output), spec.run_id)
 
     def drain(self, timeout_s: float) -> bool:
         """Wait until all calls so far are carried out; False if they are not within the time."""
@@ -106,9 +106,10 @@ class _QueuedTracker:
 
     _MAX_MADE = 2
 
-    def __init__(self, background: BackgroundTracking, make: Callable[[], Tracker]) -> None:
+    def __init__(self, background: BackgroundTracking, make: Callable[[], Tracker], run_id: str) -> None:
         self._background = background
         self._make = make
+        self._run_id = run_id
         self._told = False
         self._num_made = 0  # this and the next are the background thread's
         self._tracker: Tracker | None = None
@@ -154,4 +155,8 @@ class _QueuedTracker:
     def _tell(self, problem: str) -> None:
         if not self._told:
             self._told = True
-            _log.warning("tracking failed, the run goes on (metrics.jsonl is complete): %s", problem)
+            _log.warning(
+                "tracking failed, the run goes on (metrics.jsonl is complete): %s",
+                problem,
+                extra={"run_id": self._run_id},
+            )

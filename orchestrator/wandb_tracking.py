@@ -11,6 +11,7 @@ import json
 import logging
 import netrc
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ _log = logging.getLogger(__name__)
 
 STEP_METRIC = "train/step"
 API_TIMEOUT_S = 30  # of one question to the service
+_NOT_IN_IDS = re.compile(r"[^A-Za-z0-9._-]")  # W&B refuses some of these, and the id names files, too
 _MEDIA = "media/"
 _IMAGES = {".png", ".jpg", ".jpeg"}
 _VIDEOS = {".gif", ".mp4", ".webm"}
@@ -72,7 +74,7 @@ class WandbTracking:
     def run_id(self, spec: RunSpec) -> str:
         """The same after every restart, and another one for a sweep of another folder."""
         folder = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:8]
-        return f"{self.group}-{folder}-{spec.run_id}"
+        return f"{_NOT_IN_IDS.sub('-', self.group)}-{folder}-{spec.run_id}"
 
     def _open(self, spec: RunSpec, wandb_id: str, mode: Literal["online", "offline"]) -> Any:
         try:

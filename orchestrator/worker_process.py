@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from orchestrator import worker_warnings
 from orchestrator.carrying import CarriedCheckpoints, Parcel, Sender
 from orchestrator.checkpoints import DirectoryCheckpoints
 from orchestrator.haste import hasten, is_hastened, relax
 from orchestrator.heartbeat import asks_patience, beat, num_beats
 from orchestrator.trial import Event, Lease, RunFailed, RunProgressed
 from orchestrator.worker import Worker, WorkerSetup
+from orchestrator.worker_warnings import WorkerWarning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,7 @@ class Report:
     entries: tuple[Entry, ...]
     num_beats: int  # so far
     worn: str = ""  # why the worker should be replaced, now that its run has ended; "" if it should not
+    warnings: tuple[WorkerWarning, ...] = ()  # since the last report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,7 @@ class WorkerProcess:
 
     def __init__(self, setup: WorkerSetup, wear: Wear, probe: str, env: Mapping[str, str] | None = None) -> None:
         os.environ.update(env or {})
+        worker_warnings.collect()
         self._carried: CarriedCheckpoints | None = None
         self._sender: Sender | None = None
         if not (setup.runs / probe).exists():
@@ -122,7 +126,8 @@ class WorkerProcess:
     def _report(self, entries: Sequence[Entry]) -> Report:
         relax()
         has_ended = not isinstance(entries[-1].event, RunProgressed)
-        return Report(entries=tuple(entries), num_beats=num_beats(), worn=self._gauge.read() if has_ended else "")
+        worn = self._gauge.read() if has_ended else ""
+        return Report(entries=tuple(entries), num_beats=num_beats(), worn=worn, warnings=worker_warnings.take())
 
     def _pack(self, sender: Sender, event: Event) -> Parcel | None:
         folder = self._runs / event.lease.spec.run_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from orchestrator.config import Sweep
 from orchestrator.errors import UserError
 from orchestrator.local_pool import LocalPool
 from orchestrator.report.tables import format_value
-from orchestrator.run_folder import begin_sitting
+from orchestrator.run_folder import RunFolder, begin_sitting
 from orchestrator.study import Suggestion
 from orchestrator.trial import Event, Lease, RunFailed, RunFinished, RunProgressed, RunStopped
 
@@ -105,7 +106,9 @@ def _conclude(event: Event, sweep: Sweep, folder: Path, console: Console) -> int
                 soft_wrap=True,
             )
             return INTERRUPTED
-        case RunFailed(failure=failure):
+        case RunFailed(lease=lease, failure=failure):
+            with suppress(OSError):  # it is told below, too
+                RunFolder(folder.parent, folder.name).add_error(lease, failure)
             console.print(f"psd: {failure.message}", highlight=False, markup=False, soft_wrap=True)
             console.print(failure.traceback, highlight=False, markup=False, soft_wrap=True, style="dim")
             return 1

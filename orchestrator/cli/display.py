@@ -29,6 +29,7 @@ from orchestrator.driver import (
 )
 from orchestrator.goals import Frontier, Goal
 from orchestrator.report.tables import format_params, format_time, format_value
+from orchestrator.run_folder import ERRORS
 from orchestrator.study import TrialRecord
 from orchestrator.trial import RunFailed, RunFinished, RunProgressed, RunStopped, Scalar
 
@@ -111,7 +112,8 @@ class SweepView:
             case RunFailed(lease=lease, failure=failure):
                 lost = self.runs.pop(lease.spec.run_id)
                 self._runs_done -= lost.fraction
-                return f"{lease.spec.run_id} failed at step {lost.step}: {failure.message}"
+                run_id, message = lease.spec.run_id, failure.message.splitlines()[0]
+                return f"{run_id} failed at step {lost.step}: {message} (runs/{run_id}/{ERRORS})"
             case TrialCompleted():
                 return self._complete(event)
             case TrialPruned(number=number, reason=reason):

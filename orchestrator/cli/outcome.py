@@ -10,6 +10,7 @@ from orchestrator import config
 from orchestrator.config import Sweep
 from orchestrator.experiment_config.experiment import experiment
 from orchestrator.report.tables import TrialRow, as_overrides
+from orchestrator.run_folder import ERRORS
 
 REPORT = "report.html"
 
@@ -45,6 +46,8 @@ def where_to_look(sweep: Sweep) -> list[tuple[str, str]]:
         ("renders", f"{output}/runs/*/contact_sheet.png, turntable.gif, mesh.glb"),
         ("table", f"{output}/trials.csv, {output}/best.yaml"),
     ]
+    if any((sweep.output / "runs").glob(f"*/{ERRORS}")):
+        lines.append(("errors", f"{output}/runs/*/{ERRORS}"))
     storage = sweep.shown_storage.removeprefix("journal:///") if sweep.config.storage else f"{output}/study.journal"
     lines.append(("study", f"{typed('optuna-dashboard')} {storage}"))
     folder = sweep.output / "wandb"

@@ -16,6 +16,8 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.study import Suggestion, TrialRecord
 from orchestrator.sweep_lock import holder
 
+_MAX_FAILED = 5  # trials of which it is said why
+
 
 def status_command(output: Path) -> int:
     sweep = config.load_output(output)
@@ -40,6 +42,9 @@ def status_command(output: Path) -> int:
     for record in records:
         if record.state == "running":
             _print_runs(sweep, record, console)
+    failed = [row for row in rows if row.state == "failed"]
+    for row in failed[-_MAX_FAILED:]:
+        console.print(f"trial {row.number} failed: {row.reason}", highlight=False, markup=False, soft_wrap=True)
     for best in best_rows(rows):
         values = zip(sweep.goals, best.values, strict=True)
         text = ", ".join(f"{goal.name} {format_value(value)}" for goal, value in values)

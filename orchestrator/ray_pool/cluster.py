@@ -29,7 +29,7 @@ def join(address: str | None) -> None:
     ray.init(
         address=address or "local",  # where None would join whatever RAY_ADDRESS or an earlier cluster names
         include_dashboard=None if address else False,
-        log_to_driver=False,  # a failure's traceback comes back with its event
+        log_to_driver=False,  # failures and warnings come back with the workers' reports
         logging_level=logging.ERROR,
         **local,
     )

@@ -29,6 +29,7 @@ from orchestrator.settling import Settling
 from orchestrator.trial import Event, Failure, FailureKind, Lease, RunFailed, RunFinished, RunProgressed, RunStopped
 from orchestrator.worker import WorkerSetup
 from orchestrator.worker_process import Pulse, Report, Wear, WorkerProcess
+from orchestrator.worker_warnings import WorkerWarning
 
 _log = logging.getLogger(__name__)
 
@@ -148,6 +149,7 @@ class RayPool:
         self._quarantined: set[str] = set()  # addresses of nodes that get no more runs
         self._draining: set[str] = set()  # ids of nodes that are about to be taken away
         self._next_look_s = self._peopled_s = self._clock.now_s
+        self._told: set[str] = set()  # warnings of workers
         self._hint = 0  # workers that the autoscaler was last asked for
         if self._owns_ray:
             cluster.join(address)
@@ -308,6 +310,7 @@ class RayPool:
             report = call.result()
         except RayError as error:
             return self._end_lease(slot, RunFailed(lease=lease, failure=self._loss(error, slot.node)))
+        self._pass_on(report.warnings)
         events = self._take_in(slot, report)
         if events and isinstance(events[-1], RunProgressed):
             return events + self._go_on(slot, events[-1], report.num_beats)
@@ -339,6 +342,15 @@ class RayPool:
         if slot.cancelled or slot.is_leaving or self._is_left(slot.node) or self._wear.max_runs is not None:
             return False
         return slot.called_s + slot.call_took_s - self._clock.now_s <= _AHEAD_S
+
+    def _pass_on(self, warnings: Sequence[WorkerWarning]) -> None:
+        """Tell what workers warn of; what is about no run in particular, and so may come from each of them, once."""
+        for warning in warnings:
+            if warning.run_id:
+                _log.warning("%s: %s", warning.run_id, warning.text)
+            elif warning.text not in self._told:
+                self._told.add(warning.text)
+                _log.warning("%s", warning.text)
 
     def _take_in(self, slot: _Slot, report: Report) -> list[Event]:
         """A report's events, with what came with them written down; none where the worker lacks its checkpoint."""
@@ -403,6 +415,8 @@ class RayPool:
             )
         elif getattr(error, "preempted", False) or node.node_id in self._draining:
             kind, message = FailureKind.PREEMPTED, f"its node was taken away ({name})"
+        elif getattr(error, "actor_init_failed", False):
+            kind, message = FailureKind.LOST, f"the worker could not start ({_last_line(error)})"
         else:
             kind, message = FailureKind.LOST, f"the worker was lost ({name})"
         return Failure(kind=kind, message=message, traceback=str(error))
@@ -555,7 +569,7 @@ class RayPool:
         try:
             call.result()
         except RayError as error:
-            self._hold_off(slot, f"a worker could not start ({type(error).__name__}: {error})")
+            self._hold_off(slot, f"a worker could not start ({_last_line(error)})")
         else:
             slot.call = None
             slot.since_s = self._clock.now_s
@@ -646,6 +660,12 @@ def _put_probe(runs: Path) -> Path:
     probe = runs / f".driver-{uuid.uuid4().hex}"
     probe.touch()
     return probe
+
+
+def _last_line(error: RayError) -> str:
+    """What a traceback in Ray's message ends in: the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _with_gpus(shape: WorkerShape, nodes: Sequence[Node]) -> WorkerShape:

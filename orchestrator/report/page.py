@@ -21,9 +21,11 @@ from orchestrator.report.tables import (
     metric_column,
     settings_and_values,
 )
+from orchestrator.run_folder import ERRORS
 from orchestrator.search_space import Domain
 
-LINKS = {"mesh.glb": "mesh", "contact_sheet.png": "views", "metrics.jsonl": "numbers"}  # named under a run's picture
+# Named under a run's picture.
+LINKS = {"mesh.glb": "mesh", "contact_sheet.png": "views", "metrics.jsonl": "numbers", ERRORS: "errors"}
 _Charts = tuple[str, str, list[Markup]]  # a heading, a note, and what stands below
 
 

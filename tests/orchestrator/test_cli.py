@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -312,7 +313,13 @@ def test_a_sweep_in_which_everything_fails_is_given_up_and_its_workers_are_close
     assert "Traceback" not in told.out
     with sweep_lock.held(Path("outputs/tiny")):  # and the folder is free
         assert run("status", "outputs/tiny") == 0
-    assert "3 failed" in capsys.readouterr().out
+    told_later = capsys.readouterr().out
+    assert "3 failed" in told_later
+    assert "trial 2 failed: t0002-p00-s0: nothing fits this shape\n" in told_later
+    assert re.search(r"^errors +outputs/tiny/runs/\*/error.txt$", told_later, re.MULTILINE)
+    assert 'raise ValueError("nothing fits this shape")' in Path("outputs/tiny/runs/t0002-p00-s0/error.txt").read_text()
+    assert run("report", "outputs/tiny") == 0
+    assert '<a href="runs/t0002-p00-s0/error.txt">errors</a>' in Path("outputs/tiny/report.html").read_text()
 
 
 class Quick:
@@ -514,10 +521,11 @@ def test_a_log_tells_of_a_ctrl_c_at_once(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_lost_run_is_told_to_go_on() -> None:
     view = SweepView(name="s", goals=[JUDGE], num_trials=1, runs_per_trial=1, records=[], clock=ManualClock())
     lease = Lease(spec=RunSpec(run_id="t0000-p00-s0", trial=0, prompt="a red cube", seed=0, config={}))
-    lost = Failure(kind=FailureKind.LOST, message="the worker was lost")
+    lost = Failure(kind=FailureKind.LOST, message="the worker was lost\nand more of it")
     assert view.update(RunLeased(lease=lease)) is None
     view.update(RunProgressed(lease=lease, step=50, num_steps=120, metrics={}))
-    assert view.update(RunFailed(lease=lease, failure=lost)) == "t0000-p00-s0 failed at step 50: the worker was lost"
+    told = "t0000-p00-s0 failed at step 50: the worker was lost (runs/t0000-p00-s0/error.txt)"
+    assert view.update(RunFailed(lease=lease, failure=lost)) == told
     again = replace(lease, attempt=1, resume_from="/runs/t0000-p00-s0/checkpoints/step-000040")
     assert view.update(RunLeased(lease=again)) == "t0000-p00-s0 goes on from step 40, attempt 2"
     fresh = replace(lease, attempt=2)

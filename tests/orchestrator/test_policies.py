@@ -76,6 +76,7 @@ class OutOfMemoryError(RuntimeError):
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
+        (ValueError(), FailureKind.CONFIGURATION, "ValueError: "),
         (ValueError("x < 0"), FailureKind.CONFIGURATION, "x < 0"),
         (RunStorageError("no metrics at step 5"), FailureKind.STORAGE, "no metrics at step 5"),
         (OSError(errno.ENOSPC, "full"), FailureKind.STORAGE, "OSError: [Errno 28] full"),

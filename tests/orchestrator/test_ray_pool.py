@@ -482,6 +482,22 @@ def _unbuildable() -> Objective:
     raise FileNotFoundError("no weights in checkpoints/prior")
 
 
+class FullStore(DirectoryCheckpoints):
+    def write(self, lease: Lease, step: int) -> Any:
+        raise OSError("the disk is full")
+
+
+def test_what_workers_warn_of_is_told_by_the_driver(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    setup = _setup(tmp_path)
+    pool = RayPool(replace(setup, checkpoints=FullStore(setup.runs)), num_workers=1)
+    try:
+        with caplog.at_level("WARNING", logger="orchestrator.ray_pool"):
+            assert isinstance(_until_end(pool, _lease(num_steps=40))[-1], RunFinished)
+    finally:
+        pool.close()
+    assert caplog.messages == ["run: no checkpoint at step 10: the disk is full"]
+
+
 def test_an_objective_that_cannot_be_built_says_why(tmp_path: Path) -> None:
     pool = RayPool(_setup(tmp_path, _unbuildable), num_workers=1)
     try:
@@ -491,6 +507,34 @@ def test_an_objective_that_cannot_be_built_says_why(tmp_path: Path) -> None:
         pool.close()
     assert isinstance(event, RunFailed)
     assert event.failure.message == "FileNotFoundError: no weights in checkpoints/prior"
+
+
+class Unpicklable:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_refuse, ())
+
+
+def _refuse() -> None:
+    raise ModuleNotFoundError("No module named 'my_reward'")
+
+
+def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
+    pool = RayPool(replace(_setup(tmp_path), tracker=Unpicklable()), num_workers=1)
+    try:
+        pool.submit(_lease())
+        event = _first(pool)
+    finally:
+        pool.close()
+    assert isinstance(event, RunFailed)
+    assert event.failure.kind is FailureKind.LOST
+    assert event.failure.message == "the worker could not start (ModuleNotFoundError: No module named 'my_reward')"
+    assert "Traceback" in event.failure.traceback or "_refuse" in event.failure.traceback
+
+
+def _first(pool: RayPool) -> Event:
+    while True:
+        for event in pool.poll(1.0):
+            return event
 
 
 _INTERRUPTED = """

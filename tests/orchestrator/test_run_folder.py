@@ -3,13 +3,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import SupersededError
 from orchestrator.run_folder import RunClaim, RunFolder, begin_sitting
-from orchestrator.trial import Lease, RunSpec
+from orchestrator.trial import Failure, FailureKind, Lease, RunSpec
 
 SPEC = RunSpec(run_id="t0000-p00-s0", trial=0, prompt="a red cube", seed=0, config={"x": 1.0, "views": [1, 2]})
 
@@ -169,6 +171,22 @@ def test_a_full_disk_leaves_whole_rows(folder: RunFolder, monkeypatch: pytest.Mo
     monkeypatch.undo()
     own.append_metrics(10, {"train/loss": 1.0})
     assert [row["step"] for row in folder.metrics()] == [5, 10]
+
+
+def test_failures_are_noted_the_newest_last_and_not_without_end(folder: RunFolder) -> None:
+    lost = Failure(kind=FailureKind.LOST, message="the worker was lost", node="10.0.0.3")
+    lease = Lease(spec=SPEC)
+    folder.add_error(lease, lost)
+    folder.add_error(
+        replace(lease, attempt=1), Failure(kind=FailureKind.ERROR, message="KeyError: 'x'", traceback="T\n")
+    )
+    first, second = (folder.path / "error.txt").read_text().split("\n\n")[:2]
+    assert re.fullmatch(r"[\d-]{10} [\d:]{8}, attempt 1 on 10.0.0.3: the worker was lost", first)
+    assert re.fullmatch(r"[\d-]{10} [\d:]{8}, attempt 2: KeyError: 'x'\nT", second)
+    folder.add_error(lease, replace(lost, traceback="x" * 200_000 + "the end"))
+    text = (folder.path / "error.txt").read_text()
+    assert len(text) == 100_000
+    assert text.endswith("the end\n\n")
 
 
 def test_sittings_count_up_whatever_is_torn(folder: RunFolder, tmp_path: Path) -> None:

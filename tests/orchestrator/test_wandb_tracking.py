@@ -110,6 +110,16 @@ def test_an_offline_run_can_be_read_back(tmp_path: Path, capfd: pytest.CaptureFi
     assert read_steps(log) == {10, 20}, "a picture is no row of metrics"
 
 
+def test_a_sweep_may_have_any_name(tmp_path: Path) -> None:
+    tracking = replace(_tracking(tmp_path / "out"), group="cfg: a/b [1], 'é'?;*#")
+    tracker = tracking(SPEC, tmp_path)
+    tracker.log(5, {"eval/score": 1.0})
+    tracker.close(0)
+    [fragment] = fragments_of(tracking.run_id(SPEC), tracking.folder)
+    assert read_steps(fragment) == {5}
+    assert tracking.run_id(SPEC).startswith("cfg--a-b--1--")
+
+
 def test_what_a_resumed_run_computes_again_is_not_logged_again(tmp_path: Path) -> None:
     tracking = _tracking(tmp_path / "out")
     tracker = tracking(SPEC, tmp_path)

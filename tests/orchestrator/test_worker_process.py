@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
 from dataclasses import replace
@@ -20,6 +21,7 @@ from orchestrator.tracking import NullTracker, Tracker
 from orchestrator.trial import Event, Lease, RunFailed, RunFinished, RunProgressed, RunSpec, RunStopped
 from orchestrator.worker import WorkerSetup
 from orchestrator.worker_process import Report, Wear, WorkerProcess, resident_bytes
+from orchestrator.worker_warnings import WorkerWarning
 
 CONFIG = {"x": 1.0, "num_steps": 30, "steps_per_chunk": 5}
 LEASE = Lease(spec=RunSpec(run_id="t0000-p00-s0", trial=0, prompt="p", seed=0, config=CONFIG))
@@ -228,6 +230,23 @@ def test_a_run_that_is_to_stop_answers_after_its_chunk(tmp_path: Path) -> None:
     assert [getattr(event, "step", None) for event in told(worker.advance(for_s=math.inf))] == [6]
     assert not is_hastened()
     assert len(worker.advance(for_s=math.inf).entries) == 5, "it was not stopped after all"
+
+
+def test_what_a_worker_warns_of_comes_with_its_report_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    worker = WorkerProcess(setup(tmp_path), Wear(), ".")
+    worker.start(LEASE)
+    monkeypatch.setattr(DirectoryCheckpoints, "write", refuse)
+    logging.getLogger("orchestrator.wandb_tracking").warning("W&B is out of reach")
+    logging.getLogger("orchestrator.tracking").info("all is well")
+    report = pickle.loads(pickle.dumps(worker.advance(for_s=math.inf)))
+    assert report.warnings == (
+        WorkerWarning(text="W&B is out of reach"),
+        WorkerWarning(text="no checkpoint at step 10: the disk is full", run_id=LEASE.spec.run_id),
+    )
+    assert worker.start(replace(LEASE, attempt=1)).warnings == ()
 
 
 def run_times(worker: WorkerProcess, count: int) -> list[str]:
