@@ -1,8 +1,9 @@
 """A sweep's lock: keeps a second driver out of its output folder, on this host and, on shared storage, on others.
 
 The operating system's lock (``flock``) ends with its process, however that ends, but not every network file system
-carries it to other hosts. So the file also names its holder, who touches it every few seconds: a holder on another host
-is believed for as long as it does. Who would take its place, because that host went down, waits for so long.
+carries it to other hosts, and some have none. So the file also names its holder, who touches it every few seconds: a
+holder that the lock does not tell of is believed for as long as it does. Who would take its place, because that host
+went down, waits for so long.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
+
+from orchestrator.file_lock import NoFileLocksError, flock
 
 _log = logging.getLogger(__name__)
 
@@ -49,17 +52,23 @@ class HeldError(Exception):
 def held(folder: Path, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
     """Hold the folder's lock for as long as the block lasts.
 
-    A holder on another host that was there less than a minute ago may be dead: that takes up to a minute to tell.
+    A holder on another host that was there less than a minute ago may be dead: that takes up to a minute to tell. So it
+    does on a file system without locks.
 
     Raises:
         HeldError: another driver holds it.
     """
     host = socket.gethostname()
     with (folder / ".lock").open("a+") as file:
-        if not _flocked(file, fcntl.LOCK_EX):
-            raise HeldError(_read(file))
+        granted = _flocked(file, fcntl.LOCK_EX)
         other = _read(file)
-        if other is not None and other.host != host and _is_at_work(other, folder / ".lock", sleep):
+        if granted is False:
+            raise HeldError(other)
+        if (
+            other is not None
+            and (granted is None or other.host != host)
+            and _is_at_work(other, folder / ".lock", sleep)
+        ):
             raise HeldError(other)
         _write(file, Holder(host=host, pid=os.getpid(), since=time.strftime("%Y-%m-%d %H:%M:%S")))
         over = threading.Event()
@@ -81,16 +90,20 @@ def holder(folder: Path) -> Holder | None:
         return None
     with file:
         known = _read(file)
-        is_free = _flocked(file, fcntl.LOCK_SH)
-    if not is_free:
+        granted = _flocked(file, fcntl.LOCK_SH)
+    if granted is False:
         return known or Holder(host="this host", pid=0, since="just now")  # it is about to say so
-    if known is not None and known.host != socket.gethostname() and _age_s(folder / ".lock") < STALE_S:
+    if (
+        known is not None
+        and (granted is None or known.host != socket.gethostname())
+        and _age_s(folder / ".lock") < STALE_S
+    ):
         return known
     return None
 
 
 def _is_at_work(other: Holder, lock: Path, sleep: Callable[[float], None]) -> bool:
-    """Whether a holder on another host touches the file before that is too old to be believed."""
+    """Whether a holder that the lock does not tell of touches the file before that is too old to be believed."""
     touched_ns = _touched_ns(lock)
     if _age_s(lock) < STALE_S:
         _log.warning("waiting for up to %.0f s to see whether %s is still at work", STALE_S, other)
@@ -107,14 +120,12 @@ def _touched_ns(lock: Path) -> int:
         return os.fstat(file.fileno()).st_mtime_ns
 
 
-def _flocked(file: IO[str], operation: int) -> bool:
+def _flocked(file: IO[str], operation: int) -> bool | None:
+    """None on a file system without locks: what the file says must do."""
     try:
-        fcntl.flock(file, operation | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: what the file says must do
-        return True
-    return True
+        return flock(file.fileno(), operation | fcntl.LOCK_NB)
+    except NoFileLocksError:
+        return None
 
 
 def _read(file: IO[str]) -> Holder | None:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.errors import StudyUnavailableError, SweepAbortedError
+from orchestrator.file_lock import NoFileLocksError, flock
 from orchestrator.optuna_study.storage import FILES, POSTGRES, POSTGRES_LINK, cannot_open, file_of, first_line
 
 # After a cut the server may hold the old connection's lock until it misses the other end: at most 25 s with these.
@@ -90,10 +91,9 @@ def _file_claim(url: str, name: str) -> Iterator[Claim | None]:
 
 def _flocked(descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        return flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except NoFileLocksError:
+        return True  # the lock of the sweep's folder must do
 
 
 class _PostgresClaim:

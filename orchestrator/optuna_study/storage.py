@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
 from optuna.trial import TrialState
 from sqlalchemy import event, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from orchestrator import durable
 from orchestrator.errors import StudyUnavailableError
+from orchestrator.file_lock import flock, has_locks
 from orchestrator.storage_url import scrub, without_password
 
 SQLITE, JOURNAL, POSTGRES = "sqlite:///", "journal:///", "postgres"
@@ -140,7 +141,7 @@ class _JournalFile(JournalFileBackend):
     It is read from where it was last read to, and only that place is kept, while Optuna's keeps that of every line.
     """
 
-    def __init__(self, path: Path, lock: JournalFileOpenLock) -> None:
+    def __init__(self, path: Path, lock: JournalFileOpenLock | JournalFileSymlinkLock) -> None:
         super().__init__(str(path), lock_obj=lock)
         self._path, self._own_lock = path, lock
         self._num_read, self._offset = 0, 0
@@ -197,8 +198,13 @@ class _KernelLock(JournalFileOpenLock):
         self._descriptor: int | None = None
 
     def acquire(self) -> bool:
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
         return True
 
     def release(self) -> None:
@@ -208,7 +214,8 @@ class _KernelLock(JournalFileOpenLock):
 
 
 def _open_journal(path: Path) -> BaseStorage:
-    lock = _KernelLock(path)
+    # Optuna's symbolic link holds everywhere; what a killed process leaves of it is waited for.
+    lock = _KernelLock(path) if has_locks(path.parent) else JournalFileSymlinkLock(str(path.absolute()))
     lock.acquire()
     try:
         _drop_torn_line(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import resource
@@ -422,6 +423,28 @@ def test_a_second_driver_of_a_study_is_kept_out(tmp_path: Path) -> None:
             assert other is not None
     with claim_study(url, "s", shared=False) as again:
         assert again is not None
+
+
+def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def link(target: str, path: str) -> None:
+        links.append((target, path))
+        symlink(target, path)
+
+    links, symlink = list[tuple[str, str]](), os.symlink
+    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr("os.symlink", link)
+    url = f"journal:///{tmp_path / 'study.log'}"
+    with claim_study(url, "s", shared=False) as granted:
+        assert granted is not None
+    study = _study(url)
+    study.ask()
+    study.complete(0, [1.0], {}, {})
+    assert [record.values for record in read_records(name="s", storage_url=url)] == [(1.0,)]
+    assert links[-1] == (str(tmp_path / "study.log"), str(tmp_path / "study.log.lock"))
+    assert [path.name for path in tmp_path.glob("*lock*")] == [], "no lock is left behind"
 
 
 def test_passwords_are_scrubbed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -92,6 +93,28 @@ def test_a_driver_whose_host_went_down_is_not_waited_for_after_a_minute(
     ]
     lock.write_text('{"host": "gpu-17", "pid": 4711, "since": "2026-11-22 10:00:00"}\n')
     assert holder(tmp_path) is None
+
+
+def test_on_a_file_system_without_locks_what_the_file_says_must_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    def nap(seconds: float) -> None:
+        os.utime(tmp_path / ".lock")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with held(tmp_path):
+        told = holder(tmp_path)
+        assert told is not None
+        assert told.pid == os.getpid()
+        with pytest.raises(HeldError) as refused, held(tmp_path, sleep=nap):
+            pass
+        assert refused.value.holder == told
+    assert holder(tmp_path) is None
+    with held(tmp_path):
+        pass
 
 
 def test_the_holder_touches_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
