@@ -74,7 +74,7 @@ def _execute(pool: LocalPool, lease: Lease, output: Path, console: Console) -> E
     pool.submit(lease)
     with interrupt.caught(), Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("loading", total=None, metrics="")
-        cancelled, told_s = False, time.monotonic()
+        cancelled, told_s, text = False, time.monotonic(), ""
         while True:
             if interrupt.requested and not cancelled:
                 pool.cancel(lease)
@@ -82,7 +82,7 @@ def _execute(pool: LocalPool, lease: Lease, output: Path, console: Console) -> E
             for event in pool.poll(0.5):
                 if not isinstance(event, RunProgressed):
                     return event
-                text = _shown_metrics(event.metrics)
+                text = _shown_metrics(event.metrics) or text  # of the last row
                 progress.update(bar, completed=event.step, total=event.num_steps, description="steps", metrics=text)
                 if not console.is_terminal and time.monotonic() - told_s >= LINE_EVERY_S:
                     console.print(f"step {event.step}/{event.num_steps}  {text}", highlight=False, soft_wrap=True)

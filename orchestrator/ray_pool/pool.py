@@ -367,8 +367,8 @@ class RayPool:
                 events.append(entry.event)
         except OSError as error:
             failure = Failure(kind=FailureKind.STORAGE, message=f"on the driver's disk: {error}")
-            if report.entries and isinstance(report.entries[-1].event, RunProgressed):  # the worker would go on with it
-                failure = replace(failure, kind=FailureKind.ERROR)
+            if report.entries and isinstance(report.entries[-1].event, RunProgressed):
+                slot.actor.stop.remote()  # it has the run still; what it answers is nobody's
             events.append(RunFailed(lease=lease, failure=failure))
         except SupersededError as error:
             events.append(RunFailed(lease=lease, failure=classify(error)))

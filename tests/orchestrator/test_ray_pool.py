@@ -434,6 +434,27 @@ def test_without_a_shared_disk_a_killed_run_goes_on_from_what_the_driver_has(
         assert (ours.path / "picture.txt").read_text() == (theirs.path / "picture.txt").read_text()
 
 
+def test_a_full_disk_of_the_driver_costs_an_attempt_and_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(ray_pool_module, "_put_probe", lambda runs: Path("/nowhere/.driver-1"))
+    pool = RayPool(_setup(tmp_path, partial(FakeObjective, tmp_path / "built")), num_workers=1)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(ray_pool_module.Receiver, "receive", refuse)
+            failed = _until_end(pool, _lease())[-1]
+        assert isinstance(failed, RunFailed)
+        assert failed.failure.kind is FailureKind.STORAGE
+        assert failed.failure.message == "on the driver's disk: the disk is full"
+        assert isinstance(_until_end(pool, replace(_lease(), attempt=1))[-1], RunFinished)
+    finally:
+        pool.close()
+    assert len((tmp_path / "built").read_text().split()) == 1, "the worker went on with the next lease"
+
+
 @dataclass(frozen=True)
 class TellingObjective(FakeObjective):
     """Leaves the environment that it was built in."""
