@@ -245,7 +245,8 @@ def _execute(spec: RunSpec, folder: RunFolder, objective: Objective, origin: Ori
     while True:
         started = time.perf_counter(), time.process_time()
         progress = run.advance()
-        claim.append_metrics(progress.step, progress.metrics)
+        if progress.metrics:
+            claim.append_metrics(progress.step, progress.metrics)
         if progress.done:
             break
         wall_s += time.perf_counter() - started[0]
