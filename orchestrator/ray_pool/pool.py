@@ -369,6 +369,7 @@ class RayPool:
             failure = Failure(kind=FailureKind.STORAGE, message=f"on the driver's disk: {error}")
             if report.entries and isinstance(report.entries[-1].event, RunProgressed):
                 slot.actor.stop.remote()  # it has the run still; what it answers is nobody's
+                events += self._give_back(slot)
             events.append(RunFailed(lease=lease, failure=failure))
         except SupersededError as error:
             events.append(RunFailed(lease=lease, failure=classify(error)))
