@@ -268,7 +268,10 @@ def test_a_lease_that_follows_may_be_cancelled(one_worker: RayPool) -> None:
     while one_worker.num_idle == 0 or len(last) < 2:
         last |= {event.lease.spec.run_id: event for event in one_worker.poll(1.0)}
     assert isinstance(last["first"], RunFinished)
-    assert last["second"] == RunStopped(lease=second, step=5)
+    stopped = last["second"]
+    assert isinstance(stopped, RunStopped)
+    assert stopped.lease == second
+    assert 0 < stopped.step <= 5, "within its first chunk"
     assert one_worker.num_idle == 1
 
 
@@ -282,9 +285,10 @@ def test_a_worker_that_is_to_go_stops_what_follows(tmp_path: Path) -> None:
         for name in ("a", "b", "c", "d"):
             pool.submit(_named(name, num_steps=5 if name < "c" else 10**6))
         pool.resize(1, 10)
-        stopped = _next(pool, RunStopped)
-        assert stopped.lease.spec.run_id in ("c", "d")
-        assert pool.num_workers == 1
+        stopped: set[str] = set()
+        while pool.num_workers > 1:
+            stopped |= {event.lease.spec.run_id for event in pool.poll(1.0) if isinstance(event, RunStopped)}
+        assert len(stopped & {"c", "d"}) == 1
     finally:
         pool.close()
 
