@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paired import Pair, PairedDifference, paired_difference, survive_correction
+from orchestrator.report.statistics import Pair, PairedDifference, paired_difference, survive_correction
 from orchestrator.run_folder import RunFolder
 
 EQUAL_CALLS_TOLERANCE = 0.15

@@ -33,7 +33,7 @@ from benchmarks.comparison import (
     costs,
     findings,
 )
-from benchmarks.paired import Pair
+from orchestrator.report.statistics import Pair
 
 READING = "## Reading"
 OUTLYING = 5.0

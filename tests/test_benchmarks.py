@@ -35,10 +35,10 @@ from benchmarks.comparison import (
 )
 from benchmarks.comparison_report import figure, kept_reading, make_report, print_report, write_report
 from benchmarks.comparison_runner import MEASURES, Planned, configure, execute, execute_all, plan, prepare, stretched
-from benchmarks.paired import mean_estimate, paired_difference, survive_correction
 from benchmarks.psd_vs_sds import BASELINE, BENCHMARK, VARIANTS, compose
 from orchestrator import config
 from orchestrator.experiment_config.experiment import experiment
+from orchestrator.report.statistics import mean_estimate, paired_difference, survive_correction
 from orchestrator.testing import FakeObjective
 from orchestrator.trial import RunSpec
 from psd.toybox import grammar

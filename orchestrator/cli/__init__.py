@@ -69,7 +69,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         case "report":
             from orchestrator.cli.report import report_command
 
-            return report_command(arguments.output)
+            return report_command(arguments.output, arguments.format)
         case "stop":
             from orchestrator.cli.interrupt import stop_command
 
@@ -161,6 +161,9 @@ def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
     report = commands.add_parser("report", help="make the page of a sweep: trials, charts and renders")
     report.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="for example outputs/cfg_scale")
+    report.add_argument(
+        "--format", choices=("markdown", "latex", "csv"), help="print the table of trials, or of the ablation, instead"
+    )
 
     stop = commands.add_parser("stop", help="have a sweep that runs checkpoint its runs and end")
     stop.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="for example outputs/cfg_scale")

@@ -75,7 +75,7 @@ class OptunaStudy:
         self._space, self._start = space, start
         self._owner, self._shared, self._claim = owner, shared, claim or LastingClaim()
         self._token: str | None = None
-        self._distributions = {key: _distribution(domain) for key, domain in space.domains.items()}
+        self._distributions = {key: as_distribution(domain) for key, domain in space.domains.items()}
         self._backend = None if storage_url is None else open_storage(storage_url)
         self._storage = optuna.storages.get_storage(self._backend)  # with a cache where it is a database
         optuna.create_study(study_name=name, storage=self._storage, directions=list(directions), load_if_exists=True)
@@ -314,7 +314,7 @@ def _record(trial: FrozenTrial, number: int, mine: bool) -> TrialRecord:
     )
 
 
-def _distribution(domain: Domain) -> BaseDistribution:
+def as_distribution(domain: Domain) -> BaseDistribution:
     match domain:
         case FloatDomain(low=low, last=last, log=log, step=step):
             return FloatDistribution(low, last, log=log, step=step)

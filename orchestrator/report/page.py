@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from orchestrator.goals import Goal
 from orchestrator.report import plots
+from orchestrator.report.ablation import Ablation, difference_columns
 from orchestrator.report.runs import RunView
 from orchestrator.report.tables import (
     TrialRow,
@@ -26,7 +27,6 @@ from orchestrator.search_space import Domain
 
 # Named under a run's picture.
 LINKS = {"mesh.glb": "mesh", "contact_sheet.png": "views", "metrics.jsonl": "numbers", ERRORS: "errors"}
-_Charts = tuple[str, str, list[Markup]]  # a heading, a note, and what stands below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,29 @@ class SweepReport:
     facts: Sequence[str]  # lines under the title
     goals: Sequence[Goal]
     domains: Mapping[str, Domain]  # of the settings that were searched
-    compares_variants: bool  # the one thing that was searched is the name of a variant
+    importances: Sequence[Mapping[str, float]]  # of these settings, for each goal; empty where they cannot be told
+    ablation: Ablation | None  # the one thing that was searched is the name of a variant
     curve_metrics: Sequence[str]  # of which there may be a curve for each run
     table_metrics: Sequence[str]  # columns of their own, beside the goals
     reward_metric: str  # that was optimised, at a run's end
     rows: Sequence[TrialRow]  # the best first
     runs: Sequence[RunView]
     command: str | None = None  # that makes an object with the best settings
+
+
+@dataclass(frozen=True)
+class _Charts:
+    """A section of the page."""
+
+    heading: str
+    note: str
+    figures: Sequence[Markup]
+    wide: Markup | None  # one that needs the page's width, on top
+
+    @classmethod
+    def of(cls, heading: str, note: str, figures: Sequence[Figure | None], wide: Figure | None = None) -> _Charts:
+        embedded = [_embedded(figure) for figure in figures if figure is not None]
+        return cls(heading, note, embedded, None if wide is None else _embedded(wide))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +88,8 @@ def render_page(report: SweepReport) -> str:
     )
     cards = [_trial_card(row, report) for row in report.rows]
     columns = settings_and_values(report.rows, report.goals)
+    if report.ablation is not None:
+        columns += difference_columns(report.rows, report.ablation)
     columns += [metric_column(report.rows, name) for name in report.table_metrics]
     return environment.get_template("page.html").render(
         report=report,
@@ -88,26 +106,35 @@ def _charts(report: SweepReport) -> list[_Charts]:
     [goal, *_] = report.goals
     many = len(report.rows) > plots.MAX_CURVES
     note = f"Means over each trial's runs, dark the best{f'; the best {plots.MAX_CURVES} trials' if many else ''}."
+    values = [plots.history(report.rows, goal), *_trade_offs(report)]
     groups = [
-        ("Values", "Point at a trial for its settings.", [plots.history(report.rows, goal), *_trade_offs(report)]),
-        _over_settings(report),
-        ("Curves", note, [plots.curves(report.rows, report.runs, metric) for metric in report.curve_metrics]),
+        _Charts.of("Values", "Point at a trial for its settings.", values),
+        _over_variants(report, report.ablation) if report.ablation is not None else _over_settings(report),
+        _Charts.of("Curves", note, [plots.curves(report.rows, report.runs, metric) for metric in report.curve_metrics]),
     ]
-    return [
-        (heading, text, [_embedded(figure) for figure in figures if figure is not None])
-        for heading, text, figures in groups
-        if any(figure is not None for figure in figures)
-    ]
+    return [group for group in groups if group.figures or group.wide]
 
 
-def _over_settings(report: SweepReport) -> tuple[str, str, list[Figure | None]]:
+def _over_variants(report: SweepReport, ablation: Ablation) -> _Charts:
+    [goal, *_], [name] = report.goals, report.domains
+    note = f"Left: grey the runs; on them their mean, with its standard error. {ablation.legend}"
+    values = plots.between_variants(report.rows, report.runs, goal, name)
+    return _Charts.of("Variants", note, [values, plots.differences(report.rows, ablation, goal)])
+
+
+def _over_settings(report: SweepReport) -> _Charts:
     [goal, *_] = report.goals
-    if report.compares_variants:
-        [name] = report.domains
-        note = "Grey the runs; on them their mean, with its standard error."
-        return "Variants", note, [plots.between_variants(report.rows, report.runs, goal, name)]
-    figures = [plots.against_setting(report.rows, goal, name, domain) for name, domain in report.domains.items()]
-    return "Settings", "", figures
+    figures = [plots.importances(shares, other) for shares, other in zip(report.importances, report.goals, strict=True)]
+    figures += [plots.against_setting(report.rows, goal, name, domain) for name, domain in report.domains.items()]
+    wide = plots.parallel_coordinates(report.rows, report.goals, report.domains)
+    return _Charts.of("Settings", _note_on_settings(report, wide), figures, wide)
+
+
+def _note_on_settings(report: SweepReport, wide: Figure | None) -> str:
+    notes = ["A line is a trial, dark the better ones; drag along an axis to pick some."] if wide is not None else []
+    if any(report.importances):
+        notes.append("Importance: what part each setting has in telling the best trials from all (PED-ANOVA).")
+    return " ".join(notes)
 
 
 def _trade_offs(report: SweepReport) -> list[Figure | None]:

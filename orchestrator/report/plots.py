@@ -13,12 +13,15 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from orchestrator.goals import Goal
+from orchestrator.report.ablation import Ablation, verdict
 from orchestrator.report.runs import RunView
 from orchestrator.report.tables import TrialRow, format_value, short_name
 from orchestrator.search_space import CategoricalDomain, Domain, FloatDomain, IntDomain
 
 MAX_CURVES = 40  # of the best trials; more cannot be told apart
 _BEST, _OTHER, _OUT_OF_BOUNDS = "#0a7d4f", "#4c6fae", "#b9bec9"
+_WORSE = "#b3423a"
+_NOT_THERE = "–"  # what a trial has on the axis of a setting that it lacks
 _LAYOUT = go.Layout(
     template="plotly_white",
     height=340,
@@ -85,10 +88,114 @@ def between_variants(rows: Sequence[TrialRow], runs: Sequence[RunView], goal: Go
             hovertemplate="%{text}: %{x:.4g}<extra></extra>",
         )
     _add_trials(figure, told, [row.values[0] for row in told], labels)
-    errors = [0.0 if row.sd is None else row.sd / math.sqrt(row.num_runs) for row in told]
+    errors = [row.standard_error or 0.0 for row in told]
     figure.data[-1].error_x = {"type": "data", "array": errors, "thickness": 1}
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=labels[::-1])
     return figure.update_layout(height=120 + 32 * len(told))
+
+
+def differences(rows: Sequence[TrialRow], ablation: Ablation, goal: Goal) -> go.Figure | None:
+    """What each variant changes against the first, with its 95 % interval, in the order of `between_variants`."""
+    told = [row for row in rows if row.number in ablation.differences]
+    if not told:
+        return None
+    shown = [row for row in rows if row.values]
+    found = [ablation.differences[row.number] for row in told]
+    estimates = [item.over_pairs for item in found]
+    colors = {"better": _BEST, "worse": _WORSE, "": _OTHER}
+    figure = _figure(f"{goal.name}, minus {ablation.baseline}", "")
+    figure.add_vline(x=0, line={"color": _OUT_OF_BOUNDS, "width": 1})
+    for row, item, estimate in zip(told, found, estimates, strict=True):
+        reach = estimate.high - estimate.mean if math.isfinite(estimate.high) else 0.0
+        interval = f" [{estimate.low:+.4g}, {estimate.high:+.4g}]" if reach else ""
+        counts = f"{item.num_better} of {item.num_pairs} pairs better, {item.num_worse} worse"
+        figure.add_scatter(
+            x=[estimate.mean],
+            y=[ablation.names[row.number]],
+            mode="markers",
+            marker={"color": colors[verdict(item)], "size": 9},
+            error_x={"type": "data", "array": [reach], "thickness": 1.5},
+            hovertemplate=f"{estimate.mean:+.4g}{interval}<br>{counts}<extra></extra>",
+        )
+    labels = [ablation.names[row.number] for row in shown]
+    figure.update_yaxes(type="category", categoryorder="array", categoryarray=labels[::-1])
+    figure.update_yaxes(range=[-0.5, len(labels) - 0.5])
+    return figure.update_layout(height=120 + 32 * len(labels))
+
+
+def importances(shares: Mapping[str, float], goal: Goal) -> go.Figure | None:
+    """How much each setting has to do with the goal, the most important on top."""
+    if not shares:
+        return None
+    names = sorted(shares, key=lambda name: shares[name])
+    figure = _figure(f"importance for {goal.name}", "")
+    figure.add_bar(
+        x=[shares[name] for name in names],
+        y=[short_name(name, names) for name in names],
+        orientation="h",
+        marker={"color": _OTHER},
+        hovertemplate="%{y}: %{x:.0%}<extra></extra>",
+    )
+    figure.update_xaxes(tickformat=".0%", rangemode="tozero").update_yaxes(type="category")
+    return figure.update_layout(height=120 + 32 * len(names), bargap=0.35)
+
+
+def parallel_coordinates(
+    rows: Sequence[TrialRow], goals: Sequence[Goal], domains: Mapping[str, Domain]
+) -> go.Figure | None:
+    """A line for each trial through its settings to its values, dark the better ones by the first goal, on top."""
+    told = [row for row in reversed(rows) if row.values]
+    names = [name for name in domains if any(name in row.params for row in told)]
+    if len(told) < 2 or len(names) < 2:
+        return None
+    [goal, *_] = goals
+    axes = [_axis(told, name, domains[name]) | {"label": short_name(name, names)} for name in names]
+    axes += [{"label": other.name, "values": [row.values[i] for row in told]} for i, other in enumerate(goals)]
+    colors = sample_colorscale("Viridis", [0.0, 0.3, 0.6, 0.9])
+    figure = go.Figure(layout=_LAYOUT)
+    figure.add_parcoords(
+        dimensions=axes,
+        line={
+            "color": [row.values[0] for row in told],
+            "colorscale": [[i / 3, color] for i, color in enumerate(colors)],
+            "reversescale": goal.maximize,
+        },
+    )
+    return figure.update_layout(margin={"l": 70, "r": 50, "t": 60, "b": 30})
+
+
+def _axis(rows: Sequence[TrialRow], name: str, domain: Domain) -> dict[str, object]:
+    """Of a setting; below its domain there is a place for the trials that do not have it."""
+    match domain:
+        case CategoricalDomain(choices=choices):
+            places = {repr(choice): float(i) for i, choice in enumerate(choices)}
+            ticks = {float(i): str(choice) for i, choice in enumerate(choices)}
+            values = [places.get(repr(row.params.get(name))) for row in rows]
+        case FloatDomain(log=log) | IntDomain(log=log):
+            scale = math.log10 if log else float
+            ticks = {scale(tick): f"{tick:.3g}" for tick in _ticks(domain)}
+            values = [scale(float(row.params[name])) if name in row.params else None for row in rows]
+    low, high = min(ticks), max(ticks)
+    if None in values:
+        low -= 0.2 * (high - low) or 1.0
+        ticks[low] = _NOT_THERE
+    return {
+        "values": [low if value is None else value for value in values],
+        "range": [low, high],
+        "tickvals": list(ticks),
+        "ticktext": list(ticks.values()),
+    }
+
+
+def _ticks(domain: FloatDomain | IntDomain) -> list[float]:
+    """Both ends, and what is round between them, or evenly spaced where the axis is linear."""
+    low, high = float(domain.low), float(domain.high)
+    if domain.log:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        between = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
+        return [low, *(tick for tick in between if low * 1.2 < tick < high / 1.2), high]
+    ticks = [low + (high - low) * i / 4 for i in range(5)]
+    return sorted({float(round(tick)) for tick in ticks}) if isinstance(domain, IntDomain) else ticks
 
 
 def trade_off(rows: Sequence[TrialRow], goal: Goal, metric: str, label: str) -> go.Figure | None:

@@ -25,18 +25,27 @@ _PLAIN_WORD = re.compile(r"[A-Za-z_./][\w./-]*")  # needs no quotes in an overri
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """One trial: its settings, its values, the spread of the first over its runs, and the means of all metrics."""
+    """One trial: its settings, its values, those of its runs (prompts x seeds), and the means of all metrics."""
 
     number: int
     state: str
     params: Mapping[str, Scalar]
     values: tuple[float, ...]  # by goal; none unless the trial is complete
-    sd: float | None  # over the runs (prompts x seeds); None with fewer than two
-    num_runs: int = 1  # that it is taken over
+    runs: Mapping[str, float]  # the first goal's values, by run id; those that are finite
     metrics: Mapping[str, float]
     feasible: bool = True  # it keeps every bound
     is_best: bool = False  # of those that do, none is better in every goal
     reason: str = ""
+
+    @property
+    def sd(self) -> float | None:
+        """Over the runs; None with fewer than two."""
+        return statistics.stdev(self.runs.values()) if len(self.runs) > 1 else None
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of the first value."""
+        return None if self.sd is None else self.sd / math.sqrt(len(self.runs))
 
 
 def trial_rows(records: Sequence[TrialRecord], goals: Sequence[Goal]) -> list[TrialRow]:
@@ -88,6 +97,10 @@ def terminal_table(
         else:
             columns.append(column)
     caption = f"also in trials.csv: {', '.join(left_out)}" if left_out else None
+    return rich_table(columns, rows, caption)
+
+
+def rich_table(columns: Sequence[Column], rows: Sequence[TrialRow], caption: str | None = None) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, _GAP, 0, 0), caption=caption, caption_justify="left")
     for column in columns:
         table.add_column(column.header, justify="right", style=column.style)
@@ -194,14 +207,12 @@ def _row(record: TrialRecord, *, is_best: bool) -> TrialRow:
     metrics, runs = record.attributes.get("metrics", {}), record.attributes.get("runs", {})
     assert isinstance(metrics, Mapping)
     assert isinstance(runs, Mapping)
-    values = [value for value in runs.values() if math.isfinite(value)]
     return TrialRow(
         number=record.number,
         state=record.state,
         params=record.params,
         values=record.values,
-        sd=statistics.stdev(values) if len(values) > 1 else None,
-        num_runs=len(values),
+        runs={run_id: value for run_id, value in runs.items() if math.isfinite(value)},
         metrics=metrics,
         feasible=record.feasible,
         is_best=is_best,

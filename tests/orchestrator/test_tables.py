@@ -15,7 +15,7 @@ METRICS = {"eval/agreement": 0.97468, "eval/floaters": 6.8123e-05, "seconds": 27
 
 
 def row(number: int, **changes: object) -> TrialRow:
-    values = {"values": (33.93,), "sd": None, "metrics": METRICS, "is_best": number == 0, **changes}
+    values = {"values": (33.93,), "runs": {}, "metrics": METRICS, "is_best": number == 0, **changes}
     params = {"distillation.guidance_scale": 2.0, "distillation.weighting.scale": 0.25}
     return TrialRow(number=number, state="complete", params=params, **values)  # type: ignore[arg-type]
 
