@@ -28,6 +28,7 @@ def param_importances(
     has no shares where its trials are fewer than MIN_TRIALS or came out the same, or where fewer than two parameters
     were varied.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     told = [record for record in records if record.values and space.admits(record.params)]
     varied = [key for key in space.domains if len({record.params.get(key) for record in told}) > 1]
     if len(told) < MIN_TRIALS or len(varied) < 2:

@@ -55,11 +55,14 @@ class _Charts:
     note: str
     figures: Sequence[Markup]
     wide: Markup | None  # one that needs the page's width, on top
+    wide_px: int  # that it needs at least
 
     @classmethod
     def of(cls, heading: str, note: str, figures: Sequence[Figure | None], wide: Figure | None = None) -> _Charts:
         embedded = [_embedded(figure) for figure in figures if figure is not None]
-        return cls(heading, note, embedded, None if wide is None else _embedded(wide))
+        if wide is None:
+            return cls(heading, note, embedded, None, 0)
+        return cls(heading, note, embedded, _embedded(wide), 110 * len(wide.data[0].dimensions))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +120,7 @@ def _charts(report: SweepReport) -> list[_Charts]:
 
 def _over_variants(report: SweepReport, ablation: Ablation) -> _Charts:
     [goal, *_], [name] = report.goals, report.domains
-    note = f"Left: grey the runs; on them their mean, with its standard error. {ablation.legend}"
+    note = f"Grey the runs; on them their mean, with its standard error. {ablation.legend} Green: better; red: worse."
     values = plots.between_variants(report.rows, report.runs, goal, name)
     return _Charts.of("Variants", note, [values, plots.differences(report.rows, ablation, goal)])
 

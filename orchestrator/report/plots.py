@@ -8,6 +8,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
@@ -21,7 +22,7 @@ from orchestrator.search_space import CategoricalDomain, Domain, FloatDomain, In
 MAX_CURVES = 40  # of the best trials; more cannot be told apart
 _BEST, _OTHER, _OUT_OF_BOUNDS = "#0a7d4f", "#4c6fae", "#b9bec9"
 _WORSE = "#b3423a"
-_NOT_THERE = "–"  # what a trial has on the axis of a setting that it lacks
+_NOT_THERE = "absent"  # what a trial has on the axis of a setting that it lacks
 _LAYOUT = go.Layout(
     template="plotly_white",
     height=340,
@@ -136,8 +137,8 @@ def importances(shares: Mapping[str, float], goal: Goal) -> go.Figure | None:
         marker={"color": _OTHER},
         hovertemplate="%{y}: %{x:.0%}<extra></extra>",
     )
-    figure.update_xaxes(tickformat=".0%", rangemode="tozero").update_yaxes(type="category")
-    return figure.update_layout(height=120 + 32 * len(names), bargap=0.35)
+    figure.update_xaxes(tickformat=".0%", rangemode="tozero").update_yaxes(type="category", ticksuffix=" ")
+    return figure.update_layout(height=max(340, 120 + 32 * len(names)), bargap=0.5)
 
 
 def parallel_coordinates(
@@ -155,16 +156,19 @@ def parallel_coordinates(
     figure = go.Figure(layout=_LAYOUT)
     figure.add_parcoords(
         dimensions=axes,
+        labelfont={"size": 13},
+        tickfont={"size": 12},
         line={
             "color": [row.values[0] for row in told],
             "colorscale": [[i / 3, color] for i, color in enumerate(colors)],
             "reversescale": goal.maximize,
         },
     )
-    return figure.update_layout(margin={"l": 70, "r": 50, "t": 60, "b": 30})
+    left = max(70, 20 + 8 * max(len(text) for text in axes[0]["ticktext"]))
+    return figure.update_layout(margin={"l": left, "r": 50, "t": 85, "b": 30}, height=380)
 
 
-def _axis(rows: Sequence[TrialRow], name: str, domain: Domain) -> dict[str, object]:
+def _axis(rows: Sequence[TrialRow], name: str, domain: Domain) -> dict[str, Any]:
     """Of a setting; below its domain there is a place for the trials that do not have it."""
     match domain:
         case CategoricalDomain(choices=choices):

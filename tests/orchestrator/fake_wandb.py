@@ -133,6 +133,10 @@ class FakeWandb:
             case "CreateRunFiles":
                 files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in variables["files"]]
                 return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
+            case "CreateArtifact":  # as if it had the content already, so that none is uploaded
+                sequence = {"id": "s", "latestArtifact": None}
+                artifact = {"id": "a", "state": "COMMITTED", "artifactSequence": sequence}
+                return {"createArtifact": {"artifact": artifact}}
             case "Run" | "RunHistoryKeys":
                 return {"project": {"run": None if run is None else run.as_public()}}
             case "RunParquetHistory":

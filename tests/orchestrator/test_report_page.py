@@ -10,11 +10,12 @@ import pytest
 
 from orchestrator.goals import Goal
 from orchestrator.report import plots
+from orchestrator.report.ablation import Ablation, make_ablation
 from orchestrator.report.page import SweepReport, render_page
 from orchestrator.report.runs import RunView, view_run
 from orchestrator.report.tables import TrialRow, trial_rows
 from orchestrator.run_folder import RunFolder
-from orchestrator.search_space import CategoricalDomain, FloatDomain
+from orchestrator.search_space import CategoricalDomain, Domain, FloatDomain, IntDomain
 from orchestrator.study import TrialRecord
 from orchestrator.trial import Lease, RunSpec
 
@@ -50,14 +51,21 @@ def run(trial: int, seed: int, values: Sequence[float], *, prompt: str = "a cone
     )
 
 
-def page(rows: Sequence[TrialRow], runs: Sequence[RunView]) -> str:
+def page(
+    rows: Sequence[TrialRow],
+    runs: Sequence[RunView],
+    domains: Mapping[str, Domain] | None = None,
+    importances: Mapping[str, float] | None = None,
+    ablation: Ablation | None = None,
+) -> str:
     return render_page(
         SweepReport(
             title=HOSTILE,
             facts=["maximize judge"],
             goals=[JUDGE],
-            domains={SCALE: FloatDomain(low=1, high=10, log=True)},
-            compares_variants=False,
+            domains=domains or {SCALE: FloatDomain(low=1, high=10, log=True)},
+            importances=[importances or {}],
+            ablation=ablation,
             curve_metrics=["train/reward"],
             table_metrics=["eval/reward"],
             reward_metric="eval/reward",
@@ -151,6 +159,70 @@ def test_variants_stand_with_their_runs_and_the_standard_error_of_their_means() 
     assert list(means.x) == [5.0, 2.0]
     assert list(means.error_x.array) == pytest.approx([1.0, 1.0])  # sd of (v - 1, v + 1) is sqrt 2, over sqrt 2 runs
     assert list(figure.layout.yaxis.categoryarray) == ["psd", "sds"]  # from below: the best on top
+
+
+def test_importances_stand_with_the_largest_on_top() -> None:
+    figure = plots.importances({SCALE: 0.75, "scene.resolution": 0.25}, JUDGE)
+    assert figure is not None
+    [bars] = figure.data
+    assert (list(bars.y), list(bars.x)) == (["resolution", "guidance_scale"], [0.25, 0.75])
+    assert plots.importances({}, JUDGE) is None
+
+
+SPACE: dict[str, Domain] = {
+    SCALE: FloatDomain(low=1, high=10, log=True),
+    "distillation.weighting.kind": CategoricalDomain(choices=("psd", "sds")),
+    "distillation.weighting.candidates": IntDomain(low=2, high=6),
+}
+
+
+def test_a_line_goes_through_a_trials_settings_to_its_values() -> None:
+    lacks = {SCALE: 1.0, "distillation.weighting.kind": "sds"}
+    whole = {SCALE: 10.0, "distillation.weighting.kind": "psd", "distillation.weighting.candidates": 6}
+    rows = trial_rows([record(0, 2.0, lacks), record(1, 3.0, whole), record(2, None, whole)], [JUDGE])
+    figure = plots.parallel_coordinates(rows, [JUDGE], SPACE)
+    assert figure is not None
+    scale, kind, candidates, judge = figure.data[0].dimensions
+    assert [axis.label for axis in (scale, kind, candidates, judge)] == [
+        "guidance_scale",
+        "kind",
+        "candidates",
+        "judge",
+    ]
+    assert (list(scale.values), list(scale.range)) == ([0.0, 1.0], [0.0, 1.0])  # decades; the best one last, on top
+    assert list(scale.ticktext) == ["1", "2", "5", "10"]
+    assert (list(kind.values), list(kind.ticktext)) == ([1.0, 0.0], ["psd", "sds"])
+    assert list(candidates.values) == pytest.approx([2 - 0.2 * 4, 6])
+    assert list(candidates.ticktext) == ["2", "3", "4", "5", "6", "absent"]
+    assert list(candidates.range) == pytest.approx([1.2, 6])
+    assert list(judge.values) == [2.0, 3.0]
+    assert figure.data[0].line.reversescale  # dark, which Viridis begins with, is high
+    assert plots.parallel_coordinates(rows, [JUDGE], {SCALE: SPACE[SCALE]}) is None  # that is the chart of the setting
+
+
+def test_the_page_shows_what_can_be_told_of_the_settings() -> None:
+    params = [{SCALE: 1.0 + n, "distillation.weighting.kind": "psd"} for n in range(2)]
+    rows = trial_rows([record(n, float(n), params[n]) for n in range(2)], [JUDGE])
+    domains = {key: SPACE[key] for key in list(SPACE)[:2]}
+    without, with_importances = page(rows, [], domains), page(rows, [], domains, {SCALE: 0.75, "kind": 0.25})
+    assert _Reader(without).num_charts == 5  # values, trade-off, parallel coordinates, two settings
+    assert _Reader(with_importances).num_charts == 6
+    assert ("PED-ANOVA" in without, "PED-ANOVA" in with_importances) == (False, True)
+
+
+def test_variants_stand_with_their_differences_to_the_first() -> None:
+    records = [record(0, 5.0, {"variant": "psd"}), record(1, 2.0, {"variant": "sds"})]
+    rows = trial_rows([*records, record(2, None, {"variant": "csd"})], [JUDGE])
+    ablation = make_ablation(rows, {"a": ("a cone", 0), "b": ("a cone", 1)}, JUDGE, parameter="variant")
+    assert ablation is not None
+    figure = plots.differences(rows, ablation, JUDGE)
+    assert figure is not None
+    [points] = figure.data
+    assert (list(points.x), list(points.y)) == ([-3.0], ["sds"])
+    assert list(figure.layout.yaxis.categoryarray) == ["sds", "psd"]  # as in the chart beside it
+    text = page(rows, [], {"variant": CategoricalDomain(choices=("psd", "sds", "csd"))}, ablation=ablation)
+    assert _Reader(text).num_charts == 4  # values, trade-off, variants, differences
+    assert "<th>minus psd</th>" in text
 
 
 def test_a_run_is_seen_once_it_has_begun(tmp_path: Path) -> None:
