@@ -8,6 +8,7 @@ import random
 import resource
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from sqlalchemy.exc import OperationalError
 
 from orchestrator.errors import StudyUnavailableError
 from orchestrator.goals import Bound, Goal
-from orchestrator.optuna_study import OptunaStudy, Sampling, claim_study, read_records
+from orchestrator.optuna_study import OptunaStudy, Sampling, claim_study, param_importances, read_records
 from orchestrator.optuna_study.pruners import make_pruner
 from orchestrator.optuna_study.samplers import SamplerKind
 from orchestrator.optuna_study.storage import open_storage
 from orchestrator.pruning import HyperbandPruning, MedianPruning, PercentilePruning, Pruning, WilcoxonPruning
 from orchestrator.search_space import CategoricalDomain, Condition, Domain, FloatDomain, IntDomain, SearchSpace
 from orchestrator.storage_url import scrub, without_password
-from orchestrator.study import unfinished
+from orchestrator.study import TrialRecord, unfinished
+from orchestrator.trial import Scalar
 from orchestrator.warm_start import known_points
 
 SPACE: dict[str, Domain] = {
@@ -445,6 +447,45 @@ def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest
     assert [record.values for record in read_records(name="s", storage_url=url)] == [(1.0,)]
     assert links[-1] == (str(tmp_path / "study.log"), str(tmp_path / "study.log.lock"))
     assert [path.name for path in tmp_path.glob("*lock*")] == [], "no lock is left behind"
+
+
+GOALS = [Goal(name="judge", metric="eval/judge"), Goal(name="fog", metric="eval/fog", maximize=False)]
+
+
+def _records(num_trials: int) -> list[TrialRecord]:
+    """The judge is the scale, the fog the interval; the kind decides only whether there is an interval."""
+    chance, records = random.Random(0), []
+    for number in range(num_trials):
+        params: dict[str, Scalar] = {"kind": chance.choice("ab"), "scale": chance.uniform(1, 10)}
+        if params["kind"] == "a":
+            params["interval"] = chance.choice([2, 4, 6, 8])
+        values = (float(params["scale"]), float(params.get("interval", 5)))
+        records.append(TrialRecord(number=number, params=params, state="complete", values=values, attributes={}))
+    return records
+
+
+def test_importances_are_of_each_goal_also_for_what_not_all_trials_have() -> None:
+    space = SearchSpace(domains=SPACE, conditions={"interval": Condition(key="kind", values=("a",))})
+    failed = TrialRecord(number=90, params=_records(1)[0].params, state="failed", attributes={})
+    foreign = TrialRecord(number=91, params={"scale": 99.0}, state="complete", values=(0.0, 0.0), attributes={})
+    judge, fog = param_importances([*_records(60), failed, foreign], space, GOALS)
+    assert judge.keys() == fog.keys() == SPACE.keys()
+    assert (next(iter(judge)), next(iter(fog))) == ("scale", "interval")
+    assert judge["scale"] > 0.6
+    assert sum(fog.values()) == pytest.approx(1.0)
+
+
+def test_importances_are_told_only_where_they_can_be() -> None:
+    space = SearchSpace(domains=SPACE, conditions={"interval": Condition(key="kind", values=("a",))})
+    goals = GOALS[:1]
+    records = [replace(record, values=record.values[:1]) for record in _records(20)]
+    assert param_importances(records[:7], space, goals) == [{}]
+    assert param_importances(records[:8], space, goals) != [{}]
+    alike = [replace(record, values=(1.0,)) for record in records]
+    assert param_importances(alike, space, goals) == [{}]
+    scale = SearchSpace(domains={"scale": SPACE["scale"]}, conditions={})
+    one = [replace(record, params={"scale": record.params["scale"]}) for record in records]
+    assert param_importances(one, scale, goals) == [{}]
 
 
 def test_passwords_are_scrubbed() -> None:
