@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -19,6 +19,7 @@ class RunSpec:
     prompt: str
     seed: int
     config: Mapping[str, Any]  # the experiment with the trial's parameters applied: plain YAML values
+    params: Mapping[str, Scalar] = field(default_factory=dict)  # the trial's, for who shows the run
 
 
 @dataclass(frozen=True, kw_only=True)

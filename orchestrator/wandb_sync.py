@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from orchestrator.run_folder import RunFolder
-from orchestrator.wandb_tracking import RunMark, WandbTracking, fragments_of, is_uploaded, read_steps
+from orchestrator.wandb_tracking import RunMark, TrialsTable, WandbTracking, fragments_of, is_uploaded, read_steps
 
 
 class Service(Protocol):
@@ -61,6 +61,28 @@ def sync_runs(runs: Path, tracking: WandbTracking, service: Service) -> SyncRepo
         num_relogged_rows=sum(upload.num_relogged_rows for upload in uploads),
         num_missing_rows=sum(missing.values()),
     )
+
+
+def sync_trials(trials: TrialsTable, tracking: WandbTracking, service: Service) -> bool:
+    """Upload the table of trials if W&B has none of as many; whether it has one then.
+
+    Raises:
+        UserError: the service cannot be reached.
+    """
+    if trials.num_trials in service.logged_steps(tracking.trials_id):
+        return True
+    service.upload([keep_trials(trials, tracking)])
+    return trials.num_trials in service.logged_steps(tracking.trials_id)
+
+
+def keep_trials(trials: TrialsTable, tracking: WandbTracking) -> Path:
+    """The table as an offline fragment, a new one if none of as many trials is waiting to be uploaded."""
+    fragments = fragments_of(tracking.trials_id, tracking.folder)
+    waiting = [path for path in fragments if not is_uploaded(path) and trials.num_trials in read_steps(path)]
+    if not waiting:
+        tracking.log_trials(trials)
+        waiting = fragments_of(tracking.trials_id, tracking.folder)
+    return waiting[-1]
 
 
 def _tracked_runs(runs: Path) -> list[RunFolder]:

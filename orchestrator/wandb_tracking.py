@@ -1,5 +1,7 @@
 """Weights & Biases: one W&B run for each run of a sweep, online where it can be, else kept on disk for later.
 
+What W&B cannot make of them, the trials as such, is a table in a W&B run of its own.
+
 A run that is resumed has the same id, and its curves have an axis of their own (``train/step``): W&B's ``_step`` starts
 again after a restart, this one does not, so the fragments of an offline run join when they are synced.
 """
@@ -26,7 +28,8 @@ import wandb
 from wandb.util import get_core_path
 
 from orchestrator.errors import UserError
-from orchestrator.trial import RunSpec
+from orchestrator.settings import nest
+from orchestrator.trial import RunSpec, Scalar
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +42,27 @@ _VIDEOS = {".gif", ".mp4", ".webm"}
 _OBJECTS = {".glb", ".obj"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialsTable:
+    """What W&B is to show of the trials of a sweep."""
+
+    num_trials: int  # that have ended: what tells an older table of the sweep from a newer one
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Scalar | None]]
+    metrics: Mapping[str, float]  # in the summary of the W&B run
+    pictures: Mapping[str, Path]  # of the best trial's runs, by their captions
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Card:
+    """What W&B lists a run of its own under."""
+
+    wandb_id: str
+    name: str
+    job_type: str
+    config: Mapping[str, Any]
+
+
 @dataclass(kw_only=True)
 class WandbTracking:
     """Makes the tracker of each run of a sweep; picklable, and kept by its worker between runs.
@@ -47,9 +71,10 @@ class WandbTracking:
     the same worker are kept offline, so that the time-out is waited for once.
     """
 
-    group: str
+    group: str  # the sweep's name
     project: str
     folder: Path  # W&B makes its `wandb` folder in it
+    job_type: Literal["trial", "variant"] = "trial"
     entity: str | None = None
     mode: Literal["auto", "online", "offline"] = "auto"
     init_timeout_s: float = 20.0
@@ -59,9 +84,10 @@ class WandbTracking:
     def __call__(self, spec: RunSpec, output: Path) -> WandbTracker:
         self.folder.mkdir(parents=True, exist_ok=True)
         mark = RunMark.read(output) or RunMark(wandb_id=self.run_id(spec))
+        card = self._card(spec, mark.wandb_id)
         if not self._unreachable and resolve_mode(self.mode) == "online":
             try:
-                run = self._open(spec, mark.wandb_id, "online")
+                run = self._open(card, "online")
             except wandb.Error as error:  # a time-out, a refused key, a broken proxy: all mean that it goes on offline
                 _log.warning("W&B is out of reach, its runs are kept in %s: %s", self.folder / "wandb", error)
                 self._unreachable = True
@@ -69,24 +95,50 @@ class WandbTracking:
             else:
                 known = run.summary.get(STEP_METRIC, -1) if run.resumed else -1
                 return WandbTracker(run, output, mark.after(int(known), online=True))
-        return WandbTracker(self._open(spec, mark.wandb_id, "offline"), output, replace(mark, online=False))
+        return WandbTracker(self._open(card, "offline"), output, replace(mark, online=False))
 
     def run_id(self, spec: RunSpec) -> str:
         """The same after every restart, and another one for a sweep of another folder."""
-        folder = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:8]
-        return f"{_NOT_IN_IDS.sub('-', self.group)}-{folder}-{spec.run_id}"
+        return self._id(spec.run_id)
 
-    def _open(self, spec: RunSpec, wandb_id: str, mode: Literal["online", "offline"]) -> Any:
+    @property
+    def trials_id(self) -> str:
+        """Of the W&B run that has the table of trials."""
+        return self._id("trials")
+
+    def log_trials(self, trials: TrialsTable) -> None:
+        """Offline, as a fragment of the W&B run ``trials_id``, in one row."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        card = _Card(wandb_id=self.trials_id, name=self.group, job_type="sweep", config={"sweep": self.group})
+        run = self._open(card, "offline")
+        data = [list(row) for row in trials.rows]
+        table = wandb.Table(columns=list(trials.columns), data=data, allow_mixed_types=True)  # some are "auto" or 3
+        pictures = [wandb.Image(str(path), caption=caption) for caption, path in trials.pictures.items()]
+        shown = {f"{_MEDIA}best": pictures} if pictures else {}
+        run.log({**shown, **trials.metrics, "trials": table, STEP_METRIC: trials.num_trials})
+        run.finish()
+
+    def _id(self, name: str) -> str:
+        folder = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:8]
+        return f"{_NOT_IN_IDS.sub('-', self.group)}-{folder}-{name}"
+
+    def _card(self, spec: RunSpec, wandb_id: str) -> _Card:
+        """The parameters as a tree, since W&B takes the dots in a name for one."""
+        own = {"sweep": self.group, "trial": spec.trial, "prompt": spec.prompt, "seed": spec.seed}
+        config = {**asdict(spec)["config"], **own, "params": nest(spec.params)}
+        return _Card(wandb_id=wandb_id, name=spec.run_id, job_type=self.job_type, config=config)
+
+    def _open(self, card: _Card, mode: Literal["online", "offline"]) -> Any:
         try:
-            return self._init(spec, wandb_id, mode)
+            return self._init(card, mode)
         except wandb.Error:
             raise
         except Exception as error:  # W&B's own process was killed under an earlier run
             _log.warning("W&B is started again: %s: %s", type(error).__name__, error)
             _end_service()
-            return self._init(spec, wandb_id, mode)
+            return self._init(card, mode)
 
-    def _init(self, spec: RunSpec, wandb_id: str, mode: Literal["online", "offline"]) -> Any:
+    def _init(self, card: _Card, mode: Literal["online", "offline"]) -> Any:
         settings = wandb.Settings(
             console="off",
             silent=True,
@@ -100,10 +152,10 @@ class WandbTracking:
             project=self.project,
             entity=self.entity,
             group=self.group,
-            job_type="trial",
-            name=spec.run_id,
-            id=wandb_id,
-            config={**asdict(spec)["config"], "trial": spec.trial, "prompt": spec.prompt, "seed": spec.seed},
+            job_type=card.job_type,
+            name=card.name,
+            id=card.wandb_id,
+            config=dict(card.config),
             dir=str(self.folder),
             mode=mode,
             resume="allow" if mode == "online" else None,

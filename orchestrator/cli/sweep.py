@@ -126,9 +126,12 @@ def run_sweep(sweep: Sweep, console: Console) -> int:
         with open_study(sweep) as study:
             records = patiently(study.records)
             _greet(sweep, records if goes_on else [], console)
-            stopped = None if _num_settled(records) >= sweep.num_trials else _drive(sweep, study, console)
+            over = _num_settled(records) >= sweep.num_trials
+            stopped = None if over else _drive(sweep, study, console)
             records = patiently(study.records)
             conclude(sweep, records, console)
+        if stopped is None and not over:
+            _track_trials(sweep, records, console)
     if stopped is not None and _num_settled(records) < sweep.num_trials:
         text = f"\n{_what_is_kept(stopped)}. Go on with:  {typed('psd')} resume {sweep.output}"
         console.print(text, highlight=False, soft_wrap=True)
@@ -145,6 +148,19 @@ def _what_is_kept(stopped: Stopped) -> str:
         f"{', '.join(stopped.unsaved[:_MAX_NAMED])}{f' and {num_more} more' if num_more > 0 else ''}; "
         "what is not checkpointed is computed again"
     )
+
+
+def _track_trials(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> None:
+    if sweep.config.tracking.kind == "none":
+        return
+    from orchestrator.cli.tracked_trials import track_trials
+    from orchestrator.wandb_tracking import WandbTracking
+
+    tracking = make_tracking(sweep)
+    assert isinstance(tracking, WandbTracking)
+    if not track_trials(sweep, records, tracking):
+        again = f"{typed('psd')} sync {sweep.output}"
+        console.print(f"\nW&B has not got the table of trials. Upload it with:  {again}", soft_wrap=True)
 
 
 @contextmanager
@@ -208,6 +224,7 @@ def make_tracking(sweep: Sweep) -> Callable[[RunSpec, Path], Tracker]:
 
             return WandbTracking(
                 group=sweep.config.name,
+                job_type="variant" if sweep.config.search.variants else "trial",
                 project=settings.project,
                 entity=settings.entity,
                 mode=settings.mode,

@@ -7,7 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import config
+from orchestrator.cli.search import read_records
 from orchestrator.cli.sweep import FAILED, hold, make_tracking
+from orchestrator.cli.tracked_trials import track_trials
 from orchestrator.config import Sweep
 from orchestrator.errors import UserError
 
@@ -49,10 +51,13 @@ def _sync(sweep: Sweep, console: Console) -> bool:
     assert isinstance(tracking, WandbTracking)
     service = WandbService(project=tracking.project, entity=tracking.entity)
     report = sync_runs(sweep.output / "runs", tracking, service)
+    has_trials = sweep.is_asset or track_trials(sweep, read_records(sweep), tracking, mode="online")
     parts = [f"{report.num_complete} of {report.num_runs} runs were complete, {report.num_uploaded} are uploaded"]
     if report.num_relogged_rows:
         parts.append(f"{report.num_relogged_rows} rows that W&B had lost came from metrics.jsonl")
     if report.num_missing_rows:
         parts.append(f"{report.num_missing_rows} rows have not arrived; run psd sync again")
+    if not has_trials:
+        parts.append("the table of trials has not arrived; run psd sync again")
     console.print(f"[bold]{sweep.config.name}[/bold]: {'; '.join(parts)}", highlight=False, soft_wrap=True)
-    return not report.num_missing_rows
+    return has_trials and not report.num_missing_rows

@@ -35,6 +35,7 @@ def plan_trial(sweep: Sweep, suggestion: Suggestion) -> TrialSpec:
             prompt=prompt,
             seed=seed,
             config=config,
+            params=dict(suggestion.params),
         )
         for i, prompt in enumerate(sweep.config.prompts)
         for seed in sweep.config.seeds

@@ -46,6 +46,7 @@ from orchestrator.trial import (
     RunSpec,
     TrialSpec,
 )
+from orchestrator.wandb_tracking import TrialsTable
 from orchestrator.worker import Worker, WorkerSetup
 
 ROOT = Path(__file__).parents[2]
@@ -298,6 +299,57 @@ class ClosingPool(LocalPool):
     def close(self) -> None:
         ClosingPool.closed += 1
         super().close()
+
+
+def test_a_sweep_that_comes_to_its_end_has_its_trials_tracked(
+    sweep_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracked: list[TrialsTable] = []
+    monkeypatch.setattr("orchestrator.ray_pool.RayPool", ClosingPool)
+    monkeypatch.setattr("orchestrator.wandb_trials.record_trials", lambda trials, _: bool(tracked.append(trials)))
+    assert run("sweep", sweep_file, "tracking={kind: wandb, mode: offline}", "failures.give_up_after=9") == 1
+    [trials] = tracked
+    assert [row[:3] for row in trials.rows] == [[0, "failed", 7.5], [1, "failed", trials.rows[1][2]]]
+    shown = capsys.readouterr().out
+    assert "W&B has not got the table of trials" in shown
+    assert "psd sync outputs/tiny" in shown
+    assert run("sweep", sweep_file, "tracking={kind: wandb, mode: offline}", "failures.give_up_after=9") == 1
+    assert len(tracked) == 1  # nothing was left to do
+
+
+@pytest.mark.parametrize(
+    ("table_format", "first_line"),
+    [
+        ("markdown", "| variant | runs | judge | se | minus plain | 95 % interval | clearly |"),
+        ("latex", r"\begin{tabular}{lrrrrrr}"),
+        ("csv", "variant,runs,judge,se,difference,low,high,pairs,num_better,num_worse,clearly"),
+    ],
+)
+def test_an_ablation_has_its_table_as_text(
+    sweep_file: Path, table_format: str, first_line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants = "search={variants: {plain: {}, strong: {distillation.guidance_scale: 9}}}"
+    content = yaml.safe_load(sweep_file.read_text())
+    del content["search"], content["trials"]
+    sweep_file.write_text(yaml.safe_dump(content))
+    sweep = config.load(sweep_file, [variants, "prompts=[a red cube,a blue cone]"])
+    config.claim_output(sweep)
+    with open_study(sweep) as study:
+        for values in ((1.0, 2.0), (2.0, 3.5)):
+            suggestion = study.ask()
+            assert suggestion is not None
+            runs = {f"t{suggestion.number:04d}-p{i:02d}-s0": value for i, value in enumerate(values)}
+            study.complete(suggestion.number, [sum(values) / 2], {"metrics": {}, "runs": runs}, {})
+    assert run("report", sweep.output, "--format", table_format) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0] == first_line
+    assert not (sweep.output / "report.html").exists()
+    assert run("report", sweep.output) == 0
+    shown = capsys.readouterr().out
+    assert ["strong", "2", "2.75", "0.75", "+1.25", "[-1.93,", "+4.43]"] in [
+        line.split() for line in shown.splitlines()
+    ]
+    assert shown.splitlines()[-1].endswith("report.html")
 
 
 def test_a_sweep_in_which_everything_fails_is_given_up_and_its_workers_are_closed(

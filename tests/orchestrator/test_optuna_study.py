@@ -449,18 +449,18 @@ def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest
     assert [path.name for path in tmp_path.glob("*lock*")] == [], "no lock is left behind"
 
 
-GOALS = [Goal(name="judge", metric="eval/judge"), Goal(name="fog", metric="eval/fog", maximize=False)]
+GOALS = [Goal(name="high", metric="eval/x"), Goal(name="low", metric="eval/x", maximize=False)]
 
 
 def _records(num_trials: int) -> list[TrialRecord]:
-    """The judge is the scale, the fog the interval; the kind decides only whether there is an interval."""
+    """What is high is so by its scale, what is low by its interval, which only one kind has."""
     chance, records = random.Random(0), []
     for number in range(num_trials):
         params: dict[str, Scalar] = {"kind": chance.choice("ab"), "scale": chance.uniform(1, 10)}
         if params["kind"] == "a":
             params["interval"] = chance.choice([2, 4, 6, 8])
-        values = (float(params["scale"]), float(params.get("interval", 5)))
-        records.append(TrialRecord(number=number, params=params, state="complete", values=values, attributes={}))
+        value = float(params["scale"] if params["scale"] > 8.5 else params.get("interval", 6))
+        records.append(TrialRecord(number=number, params=params, state="complete", values=(value,) * 2, attributes={}))
     return records
 
 
@@ -468,11 +468,11 @@ def test_importances_are_of_each_goal_also_for_what_not_all_trials_have() -> Non
     space = SearchSpace(domains=SPACE, conditions={"interval": Condition(key="kind", values=("a",))})
     failed = TrialRecord(number=90, params=_records(1)[0].params, state="failed", attributes={})
     foreign = TrialRecord(number=91, params={"scale": 99.0}, state="complete", values=(0.0, 0.0), attributes={})
-    judge, fog = param_importances([*_records(60), failed, foreign], space, GOALS)
-    assert judge.keys() == fog.keys() == SPACE.keys()
-    assert (next(iter(judge)), next(iter(fog))) == ("scale", "interval")
-    assert judge["scale"] > 0.6
-    assert sum(fog.values()) == pytest.approx(1.0)
+    high, low = param_importances([*_records(60), failed, foreign], space, GOALS)
+    assert high.keys() == low.keys() == SPACE.keys()
+    assert (next(iter(high)), next(iter(low))) == ("scale", "interval")
+    assert high["scale"] > 0.6
+    assert sum(low.values()) == pytest.approx(1.0)
 
 
 def test_importances_are_told_only_where_they_can_be() -> None:

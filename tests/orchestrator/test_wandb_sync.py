@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,14 +11,17 @@ from pathlib import Path
 import pytest
 
 from orchestrator import cli, config
+from orchestrator.cli.search import open_study
 from orchestrator.run_folder import RunFolder
 from orchestrator.trial import Lease, RunSpec
-from orchestrator.wandb_sync import SyncReport, sync_runs
-from orchestrator.wandb_tracking import WandbService, WandbTracking, fragments_of, is_uploaded
+from orchestrator.wandb_sync import SyncReport, sync_runs, sync_trials
+from orchestrator.wandb_tracking import TrialsTable, WandbService, WandbTracking, fragments_of, is_uploaded
+from orchestrator.wandb_trials import record_trials
 from tests.orchestrator.fake_wandb import FakeWandb, online
 
 pytestmark = pytest.mark.processes
 
+ROOT = Path(__file__).parents[2]
 SPEC = RunSpec(run_id="t0001-p00-s0", trial=1, prompt="a red cube", seed=0, config={"x": 1.0})
 OTHER = replace(SPEC, run_id="t0002-p00-s0", trial=2)
 
@@ -131,6 +135,73 @@ def test_what_does_not_arrive_is_told_and_tried_again(sweep: Sweep, backend: Fak
     backend.mode = "up"
     assert sweep.sync().num_missing_rows == 0
     assert backend.runs[sweep.tracking.run_id(SPEC)].steps == list(range(0, 30, 5))
+
+
+TRIALS = TrialsTable(
+    num_trials=2, columns=["trial", "judge"], rows=[[0, 3.5], [1, None]], metrics={"best/judge": 3.5}, pictures={}
+)
+
+
+def test_the_table_of_trials_arrives_once_for_each_number_of_trials(sweep: Sweep, backend: FakeWandb) -> None:
+    service = WandbService(project="psd", entity=None)
+    backend.mode = "forbids_rows"
+    assert not sync_trials(TRIALS, sweep.tracking, service)
+    backend.mode = "up"
+    for trials in (TRIALS, TRIALS, replace(TRIALS, num_trials=3)):
+        assert sync_trials(trials, sweep.tracking, service)
+    run = backend.runs[sweep.tracking.trials_id]
+    assert [(row["train/step"], row["best/judge"]) for row in run.history] == [(2, 3.5), (3, 3.5)]
+    assert all(row["trials"]["_type"] == "table-file" for row in run.history)
+    assert run.attributes["groupName"] == "g"
+    assert run.attributes["jobType"] == "sweep"
+
+
+def test_at_a_sweeps_end_the_table_is_made_by_another_process(sweep: Sweep, backend: FakeWandb) -> None:
+    assert record_trials(TRIALS, sweep.tracking)  # offline
+    [waiting] = fragments_of(sweep.tracking.trials_id, sweep.folder)
+    assert not is_uploaded(waiting)
+    assert list(sweep.folder.glob("wandb/artifacts/staging/*")), "all that waits is in the sweep's folder"
+    assert record_trials(TRIALS, replace(sweep.tracking, mode="online"))
+    assert is_uploaded(waiting)
+    assert [row["train/step"] for row in backend.runs[sweep.tracking.trials_id].history] == [2]
+
+
+def test_a_service_that_hangs_keeps_no_sweep_from_its_end(sweep: Sweep, backend: FakeWandb) -> None:
+    backend.mode = "hangs"
+    began_s = time.monotonic()
+    assert not record_trials(TRIALS, replace(sweep.tracking, mode="online"), timeout_s=5.0)
+    assert time.monotonic() - began_s < 15.0
+    backend.mode = "forbids"
+    assert not record_trials(TRIALS, replace(sweep.tracking, mode="online"))
+
+
+def test_the_command_uploads_the_table_of_trials(
+    tmp_path: Path, backend: FakeWandb, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = config.load(ROOT / "sweeps" / "cfg_scale.yaml", ["tracking.mode=offline", "trials=3"])
+    config.claim_output(sweep)
+    with open_study(sweep) as study:
+        for value in (1.0, 2.0):
+            suggestion = study.ask()
+            assert suggestion is not None
+            metrics = {"eval/judge": value, "eval/reward": 5.0}
+            study.complete(suggestion.number, [value], {"metrics": metrics, "runs": {}}, {})
+        study.ask()
+    (sweep.output / "runs").mkdir()
+    assert cli.main(["sync", str(sweep.output)]) == 0
+    [run] = backend.runs.values()
+    [row] = run.history
+    assert (row["train/step"], row["best/judge"], row["best/trial"]) == (2, 2.0, 1)
+    [table] = (sweep.output / "wandb").glob("offline-run-*/files/media/table/*.json")
+    content = json.loads(table.read_text())
+    assert content["columns"][:6] == ["trial", "state", "guidance_scale", "scale", "judge", "reward"]
+    assert (row["trials"]["nrows"], row["trials"]["ncols"]) == (2, len(content["columns"]))
+    assert content["data"][0][:6] == [0, "complete", 2.0, 0.0, 1.0, 5.0]
+    backend.mode = "forbids_rows"
+    backend.runs.clear()
+    assert cli.main(["sync", str(sweep.output)]) == 1
+    assert "the table of trials has not arrived; run psd sync again" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wandb
@@ -21,8 +22,10 @@ from PIL import Image
 
 from orchestrator.tracking import BackgroundTracking
 from orchestrator.trial import RunSpec
+from orchestrator.wandb_sync import keep_trials
 from orchestrator.wandb_tracking import (
     RunMark,
+    TrialsTable,
     WandbTracker,
     WandbTracking,
     fragments_of,
@@ -34,7 +37,14 @@ from tests.orchestrator.fake_wandb import FakeWandb
 
 pytestmark = pytest.mark.processes
 
-SPEC = RunSpec(run_id="t0001-p00-s0", trial=1, prompt="a red cube", seed=0, config={"scene": {"resolution": 40}})
+SPEC = RunSpec(
+    run_id="t0001-p00-s0",
+    trial=1,
+    prompt="a red cube",
+    seed=0,
+    config={"scene": {"resolution": 40}},
+    params={"distillation.guidance_scale": 7.5, "scene.resolution": 40},
+)
 KEY = "1234567890abcdef" * 2 + "12345678"
 
 
@@ -118,6 +128,54 @@ def test_a_sweep_may_have_any_name(tmp_path: Path) -> None:
     [fragment] = fragments_of(tracking.run_id(SPEC), tracking.folder)
     assert read_steps(fragment) == {5}
     assert tracking.run_id(SPEC).startswith("cfg--a-b--1--")
+
+
+def test_a_run_says_what_it_is_of_and_what_it_came_to(tmp_path: Path) -> None:
+    tracking = _tracking(tmp_path, job_type="variant")
+    tracker = tracking(SPEC, tmp_path)
+    tracker.log(10, {"train/loss": 0.5, "eval/judge": 3.0})
+    tracker.log(20, {"train/loss": 0.25, "eval/judge": 3.5})
+    tracker.close(0)
+    [log] = fragments_of(tracking.run_id(SPEC), tmp_path)
+    shown = _inspect(log)
+    assert shown["config"] == {
+        "scene": {"resolution": 40},
+        "sweep": "cfg_scale",
+        "trial": 1,
+        "prompt": "a red cube",
+        "seed": 0,
+        "params": {"distillation": {"guidance_scale": 7.5}, "scene": {"resolution": 40}},
+    }
+    assert shown["summary"].items() >= {"train/loss": 0.25, "eval/judge": 3.5, "train/step": 20}.items()
+    [run] = [record["run"] for record in _records(log) if record["type"] == "run"]
+    assert (run["run_group"], run["job_type"], run["display_name"]) == ("cfg_scale", "variant", SPEC.run_id)
+
+
+def test_the_trials_are_a_table_in_a_run_of_the_sweeps_own(tmp_path: Path) -> None:
+    picture = tmp_path / "sheet.png"
+    Image.new("RGB", (8, 8), "red").save(picture)
+    tracking = _tracking(tmp_path / "out")
+    trials = TrialsTable(
+        num_trials=2,
+        columns=["trial", "interval", "judge"],
+        rows=[[0, "auto", 3.5], [1, 4, None]],
+        metrics={"best/judge": 3.5},
+        pictures={"a red cube, seed 0": picture},
+    )
+    log = keep_trials(trials, tracking)
+    assert keep_trials(trials, tracking) == log, "it waits to be uploaded"
+    assert read_steps(log) == {2}
+    shown = _inspect(log)
+    assert shown["config"] == {"sweep": "cfg_scale"}
+    assert shown["summary"]["best/judge"] == 3.5
+    [run] = [record["run"] for record in _records(log) if record["type"] == "run"]
+    assert (run["run_id"], run["job_type"], run["display_name"]) == (tracking.trials_id, "sweep", "cfg_scale")
+    [table] = log.parent.glob("files/media/table/*.json")
+    assert json.loads(table.read_text()) == {"columns": list(trials.columns), "data": trials.rows}
+    assert list(log.parent.glob("files/media/images/media/best_*.png"))
+    later = keep_trials(replace(trials, num_trials=3), tracking)
+    assert later != log
+    assert read_steps(later) == {3}
 
 
 def test_what_a_resumed_run_computes_again_is_not_logged_again(tmp_path: Path) -> None:
@@ -277,10 +335,16 @@ def _wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         time.sleep(0.1)
 
 
-def _inspect(log: Path) -> object:
+def _inspect(log: Path) -> Any:
+    return json.loads(_inspected(log, "--summary"))
+
+
+def _records(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _inspected(log).splitlines()]
+
+
+def _inspected(log: Path, *options: str) -> str:
     command = shutil.which("wandb", path=str(Path(sys.executable).parent))
     assert command is not None
-    output = subprocess.run(
-        [command, "leet", "inspect", "--summary", "--json", str(log)], check=True, capture_output=True, text=True
-    ).stdout
-    return json.loads(output)
+    words = [command, "leet", "inspect", *options, "--json", str(log)]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
