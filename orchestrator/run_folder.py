@@ -92,7 +92,7 @@ class RunFolder:
 
     def describes(self, spec: RunSpec) -> bool:
         """Whether the folder is this run's, rather than nobody's or another's of the same name."""
-        return bool(self._known_spec() == json.loads(_spec_text(spec)))
+        return _identity(self._known_spec()) == _identity(json.loads(_spec_text(spec)))
 
     def _check_spec(self, spec: RunSpec) -> None:
         path = self.path / "spec.json"
@@ -211,6 +211,11 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 def _spec_text(spec: RunSpec) -> str:
     return json.dumps(dataclasses.asdict(spec), indent=2, sort_keys=True) + "\n"
+
+
+def _identity(spec: object) -> object:
+    """All but the parameters, which are in the configuration; a `spec.json` may be older than they are."""
+    return {key: value for key, value in spec.items() if key != "params"} if isinstance(spec, dict) else None
 
 
 def _append(descriptor: int, text: str) -> None:

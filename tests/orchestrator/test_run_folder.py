@@ -89,6 +89,16 @@ def test_a_folder_belongs_to_one_run(folder: RunFolder) -> None:
         folder.claim(Lease(spec=other, attempt=1))
 
 
+def test_a_folder_that_does_not_name_the_parameters_is_the_runs_still(folder: RunFolder) -> None:
+    claim(folder)
+    path = folder.path / "spec.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "params"}))
+    spec = dataclasses.replace(SPEC, params={"x": 1.0})
+    assert folder.describes(spec)
+    folder.claim(Lease(spec=spec, attempt=1))
+    assert folder.spec() == dataclasses.replace(SPEC, params={})
+
+
 def test_a_lease_that_was_superseded_can_write_nothing(folder: RunFolder, tmp_path: Path) -> None:
     old = claim(folder)
     old.append_metrics(5, {"train/loss": 0.5})
