@@ -14,7 +14,7 @@ from orchestrator.report.tables import Column, TrialRow, format_value
 
 LEGEND = (
     "Differences to {baseline} over pairs of runs, the same prompt with the same seed, with their 95 % interval "
-    "(paired t). Better or worse: zero is outside of it, and of the one over the prompts with their seeds averaged."
+    "(paired t). Clearly better or worse: zero is outside of it, and of the one over the prompts, seeds averaged."
 )
 
 

@@ -120,7 +120,8 @@ def _charts(report: SweepReport) -> list[_Charts]:
 
 def _over_variants(report: SweepReport, ablation: Ablation) -> _Charts:
     [goal, *_], [name] = report.goals, report.domains
-    note = f"Grey the runs; on them their mean, with its standard error. {ablation.legend} Green: better; red: worse."
+    means = "Grey the runs; on them their mean, with its standard error."
+    note = f"{means} {ablation.legend} Such differences are green or red."
     values = plots.between_variants(report.rows, report.runs, goal, name)
     return _Charts.of("Variants", note, [values, plots.differences(report.rows, ablation, goal)])
 

@@ -290,11 +290,13 @@ class Unstartable:
         raise ValueError("nothing fits this shape")
 
 
-class ClosingPool(LocalPool):
-    closed = 0
-
+class FailingPool(LocalPool):
     def __init__(self, setup: WorkerSetup, **options: object) -> None:
         super().__init__(replace(setup, objective=Unstartable))
+
+
+class ClosingPool(FailingPool):
+    closed = 0
 
     def close(self) -> None:
         ClosingPool.closed += 1
@@ -305,7 +307,7 @@ def test_a_sweep_that_comes_to_its_end_has_its_trials_tracked(
     sweep_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracked: list[TrialsTable] = []
-    monkeypatch.setattr("orchestrator.ray_pool.RayPool", ClosingPool)
+    monkeypatch.setattr("orchestrator.ray_pool.RayPool", FailingPool)
     monkeypatch.setattr("orchestrator.wandb_trials.record_trials", lambda trials, _: bool(tracked.append(trials)))
     assert run("sweep", sweep_file, "tracking={kind: wandb, mode: offline}", "failures.give_up_after=9") == 1
     [trials] = tracked
