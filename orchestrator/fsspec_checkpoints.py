@@ -13,6 +13,7 @@ import fsspec
 
 from orchestrator import durable
 from orchestrator.checkpoints import check_keep, folder_name, step_of
+from orchestrator.storage_url import OF_FILES, scrub
 from orchestrator.trial import Lease
 
 
@@ -23,7 +24,7 @@ class FsspecCheckpoints:
     names them with their sizes: without it, or torn, the checkpoint is not there. ``options`` go to fsspec.
 
     Raises:
-        ValueError: the URL's protocol is unknown, or its package is not installed.
+        ValueError: the URL's protocol is unknown, its package is not installed, or it cannot be opened.
     """
 
     def __init__(self, url: str, *, keep: int = 2, options: dict[str, Any] | None = None) -> None:
@@ -31,8 +32,8 @@ class FsspecCheckpoints:
         self._url, self._options = url, options or {}
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url, **self._options)
-        except (ImportError, ValueError) as error:
-            raise ValueError(f"{url} cannot be used: {error}") from None
+        except Exception as error:  # each client library has its own
+            raise ValueError(scrub(f"{url} cannot be used: {error}", url, OF_FILES)) from None
         self._root = self._root.rstrip("/")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -126,7 +127,9 @@ def _told_as_os_errors(url: str) -> Iterator[None]:
     """Each client library has its own errors; all that matters here is that the storage did not answer."""
     try:
         yield
-    except OSError:
-        raise
     except Exception as error:
-        raise OSError(f"{url}: {type(error).__name__}: {error}") from error
+        told = str(error) if isinstance(error, OSError) else f"{url}: {type(error).__name__}: {error}"
+        shown = scrub(told, url, OF_FILES)
+        if isinstance(error, OSError) and shown == told:
+            raise
+        raise OSError(shown) from (error if shown == told else None)  # a cause is shown with it

@@ -1,11 +1,13 @@
-"""URLs of study storages, which may hold a password: it is used, and neither shown nor stored."""
+"""URLs of storages, of studies and of checkpoints, may hold a password: it is used, and neither shown nor stored."""
 
 from __future__ import annotations
 
 import re
 
 _FILES = ("journal:", "sqlite:")
-_IN_USER = re.compile(r"(?P<before>://[^:@/]*):(?P<password>.*)@")  # to the last @: a password may hold one
+# Where a password ends. A database's may hold any @ and slash but the last @; of files the path may hold one, too.
+OF_DATABASE = re.compile(r"(?P<before>://[^:@/]*):(?P<password>.*)@")
+OF_FILES = re.compile(r"(?P<before>://[^:@/]*):(?P<password>[^/]*)@")
 _IN_QUERY = re.compile(r"(?P<before>[?&;]password=)(?P<password>[^&;]*)", re.IGNORECASE)
 
 
@@ -29,15 +31,15 @@ def check(url: str) -> None:
         raise ValueError(wanted) from None
 
 
-def without_password(url: str) -> str:
+def without_password(url: str, in_user: re.Pattern[str] = OF_DATABASE) -> str:
     """The URL as it may be shown and stored. PostgreSQL then asks PGPASSWORD or ~/.pgpass for the password."""
-    return _IN_QUERY.sub(r"\g<before>", _IN_USER.sub(r"\g<before>@", url))
+    return _IN_QUERY.sub(r"\g<before>", in_user.sub(r"\g<before>@", url))
 
 
-def scrub(text: str, url: str) -> str:
-    """A message of a database library, without the password that the URL holds."""
-    passwords = [match["password"] for pattern in (_IN_USER, _IN_QUERY) for match in pattern.finditer(url)]
-    text = text.replace(url, without_password(url))
+def scrub(text: str, url: str, in_user: re.Pattern[str] = OF_DATABASE) -> str:
+    """A message of the library that opens the URL, without the password that it holds."""
+    passwords = [match["password"] for pattern in (in_user, _IN_QUERY) for match in pattern.finditer(url)]
+    text = text.replace(url, without_password(url, in_user))
     for password in passwords:
         text = text.replace(password, "***") if len(password) > 2 else text
     return text

@@ -18,7 +18,7 @@ from orchestrator.pruning import NoPruning, Pruning, WilcoxonPruning
 from orchestrator.schema import ConfigError, Count, Positive, Range, WholeNumber
 from orchestrator.search_space import SearchSpace
 from orchestrator.settings import nest, plain_mapping
-from orchestrator.storage_url import without_password
+from orchestrator.storage_url import OF_FILES, without_password
 from orchestrator.trial import Scalar
 
 Direction = Literal["maximize", "minimize"]
@@ -242,3 +242,5 @@ class Sweep:
 
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.definition(), sort_keys=True).encode()).hexdigest()[:16]
+        checkpoints = plain["checkpoints"]
+        checkpoints["location"] = checkpoints["location"] and without_password(checkpoints["location"], OF_FILES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -266,6 +267,22 @@ def test_whatever_a_client_library_raises_is_an_os_error(
         pass
     with pytest.raises(OSError, match="ClientError: 403"):
         write(store, 20)
+
+
+def test_a_password_in_the_url_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"^ftp://me@127\.0\.0\.1:1/x cannot be used: "):  # nobody listens there
+        FsspecCheckpoints("ftp://me:s3cret@127.0.0.1:1/x")
+
+    store = FsspecCheckpoints("memory://me:s3cret@host/x")
+    for error in (PermissionError("memory://me:s3cret@host/x"), RuntimeError("no user me with s3cret")):
+
+        def refuse(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(store._fs, "glob", refuse)
+        with pytest.raises(OSError) as caught:  # noqa: PT011 (what it must not say is what counts)
+            store.latest("run")
+        assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("url", ["xyz://bucket/folder", "s3://bucket/folder"])

@@ -474,6 +474,18 @@ def test_a_password_is_used_and_not_kept(tmp_path: Path) -> None:
     assert again.storage_url == "postgresql://me@db/sweeps?sslmode=require"
 
 
+def test_nor_is_that_of_checkpoints(tmp_path: Path) -> None:
+    url = "sftp://me:s3cret@host:22/data/me@lab"
+    sweep = load(tmp_path, f"checkpoints.location={url}", f"output={tmp_path / 'out'}")
+    assert sweep.config.checkpoints.location == url
+    config.claim_output(sweep)
+    assert "s3cret" not in (tmp_path / "out" / "sweep.json").read_text()
+    assert "s3cret" not in str(sweep.to_plain())  # what a dry run prints
+    again = config.load_output(tmp_path / "out")
+    assert again.config.checkpoints.location == "sftp://me@host:22/data/me@lab"
+    assert again.to_plain() == again.to_plain() | {"checkpoints": sweep.to_plain()["checkpoints"]}
+
+
 UNFIT: list[tuple[str, dict[str, Any], str]] = [
     ("grid without end", {"search": {"sampler": "grid", "space": {GUIDANCE: {"low": 1, "high": 2}}}}, "no finite list"),
     ("more trials than points", {"search": {"sampler": "grid", "space": {GUIDANCE: [1, 2]}}, "trials": 3}, "trials: m"),

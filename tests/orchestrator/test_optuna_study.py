@@ -25,7 +25,7 @@ from orchestrator.optuna_study.samplers import SamplerKind
 from orchestrator.optuna_study.storage import open_storage
 from orchestrator.pruning import HyperbandPruning, MedianPruning, PercentilePruning, Pruning, WilcoxonPruning
 from orchestrator.search_space import CategoricalDomain, Condition, Domain, FloatDomain, IntDomain, SearchSpace
-from orchestrator.storage_url import scrub, without_password
+from orchestrator.storage_url import OF_FILES, scrub, without_password
 from orchestrator.study import TrialRecord, unfinished
 from orchestrator.trial import Scalar
 from orchestrator.warm_start import known_points
@@ -495,3 +495,5 @@ def test_passwords_are_scrubbed() -> None:
         f"cannot open {without_password(url)} with *** or ***"
     )
     assert without_password("sqlite:////tmp/a@b:c.db") == "sqlite:////tmp/a@b:c.db"
+    assert without_password("sftp://host:22/data/me@lab", OF_FILES) == "sftp://host:22/data/me@lab"
+    assert without_password("sftp://me:p@ss@host/me@lab", OF_FILES) == "sftp://me@host/me@lab"
