@@ -75,6 +75,8 @@ export RAY_health_check_initial_delay_ms=5000 RAY_health_check_period_ms=3000
 export RAY_health_check_timeout_ms=5000 RAY_health_check_failure_threshold=4
 # What Ray gives a node's agent to start; with its own 15 s a busy host, or one with a slow disk, gives up.
 export RAY_agent_register_timeout_ms=120000
+# \`ray job stop\` kills a sweep after three seconds otherwise; a stop saves checkpoints first.
+export RAY_JOB_STOP_WAIT_TIME_S=60
 # Which autoscaler this cluster runs, for those who talk to it.
 export RAY_enable_autoscaler_v2=${PSD_AUTOSCALER_V2:-0}
 EOF

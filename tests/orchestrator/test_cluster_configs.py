@@ -17,6 +17,8 @@ from jsonschema import ValidationError
 from packaging.version import Version
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from orchestrator.cli.sweep import STOP_TIMEOUT_S
+
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 RAY_CONFIGS = sorted(path for path in CLUSTER.glob("*.yaml") if path.name != "kuberay.yaml")
@@ -24,15 +26,16 @@ SCRIPTS = [CLUSTER / "node_setup.sh", CLUSTER / "slurm.sbatch"]
 SETTINGS = re.compile(r"RAY_(health_check_\w+)=(\d+)")
 
 # What each kind requires: `path: names`, a star for each item of a list. From Kubernetes' API reference (v1) and from
-# KubeRay 1.5's custom resource definitions.
-CONTAINER = {"": ["name", "image"], "volumeMounts.*": ["name", "mountPath"], "env.*": ["name", "value"]}
+# KubeRay 1.5.1's custom resource definitions.
+CONTAINER = {"": ["name", "image"], "volumeMounts.*": ["name", "mountPath"], "env.*": ["name"]}
 POD = {"": ["spec"], "spec": ["containers"], "spec.volumes.*": ["name", "persistentVolumeClaim.claimName"]}
 REQUIRED = {
     "PersistentVolumeClaim": {"spec": ["accessModes", "resources.requests.storage"]},
-    "RayCluster": {
-        "spec": ["rayVersion", "headGroupSpec"],
-        "spec.headGroupSpec": ["rayStartParams", "template"],
-        "spec.workerGroupSpecs.*": [
+    "RayJob": {
+        "spec": ["entrypoint", "rayClusterSpec"],
+        "spec.rayClusterSpec": ["rayVersion", "headGroupSpec"],
+        "spec.rayClusterSpec.headGroupSpec": ["rayStartParams", "template"],
+        "spec.rayClusterSpec.workerGroupSpecs.*": [
             "groupName",
             "replicas",
             "minReplicas",
@@ -41,7 +44,6 @@ REQUIRED = {
             "template",
         ],
     },
-    "RayJob": {"spec": ["entrypoint", "clusterSelector"]},
 }
 
 
@@ -113,13 +115,14 @@ def _missing(node: Any, required: Mapping[str, list[str]]) -> list[str]:
 
 def test_kubernetes_finds_the_fields_that_it_requires() -> None:
     documents = list(yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text()))
-    assert [document["kind"] for document in documents] == ["PersistentVolumeClaim", "RayCluster", "RayJob"]
+    assert [document["kind"] for document in documents] == ["PersistentVolumeClaim", "RayJob"]
     for document in documents:
         assert document["apiVersion"] == ("v1" if document["kind"] == "PersistentVolumeClaim" else "ray.io/v1")
         assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", document["metadata"]["name"])
         assert _missing(document, REQUIRED[document["kind"]]) == []
-    claim, cluster, job = documents
-    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    claim, job = documents
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     for group in groups:
         assert _missing(group["template"], POD) == []
         [container] = group["template"]["spec"]["containers"]
@@ -130,34 +133,71 @@ def test_kubernetes_finds_the_fields_that_it_requires() -> None:
         limits, requests = container["resources"]["limits"], container["resources"]["requests"]
         assert limits == requests, "Ray takes its sizes from the limits; a pod with less is killed"
     assert groups[0]["rayStartParams"]["num-cpus"] == "0"
-    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
+    assert job["spec"]["shutdownAfterJobFinishes"], "GPU nodes would be kept for a sweep that was killed"
+    assert "clusterSelector" not in job["spec"], "KubeRay takes a cluster of the job's own, or another's, not both"
 
 
 def test_a_missing_field_would_be_seen() -> None:
-    assert _missing({"spec": {"headGroupSpec": {}}}, REQUIRED["RayCluster"]) == [
-        "spec.rayVersion",
-        "spec.headGroupSpec.rayStartParams",
-        "spec.headGroupSpec.template",
+    assert _missing({"spec": {"rayClusterSpec": {"headGroupSpec": {}}}}, REQUIRED["RayJob"]) == [
+        "spec.entrypoint",
+        "spec.rayClusterSpec.rayVersion",
+        "spec.rayClusterSpec.headGroupSpec.rayStartParams",
+        "spec.rayClusterSpec.headGroupSpec.template",
     ]
 
 
 def test_ray_is_the_same_everywhere() -> None:
     pinned = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned is not None
-    [_, cluster, _] = yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())
+    [_, job] = yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())
     image = re.search(r"FROM rayproject/ray:([\d.]+)-", (CLUSTER / "Dockerfile").read_text())
     assert image is not None
-    assert Version(cluster["spec"]["rayVersion"]) == Version(image[1]) == Version(pinned[1])
+    assert Version(job["spec"]["rayClusterSpec"]["rayVersion"]) == Version(image[1]) == Version(pinned[1])
 
 
 def test_health_checks_are_the_same_everywhere() -> None:
     settings = [set(SETTINGS.findall(path.read_text())) for path in SCRIPTS]
-    env = _at(list(yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())), "*.spec.headGroupSpec.template.spec")
     kubernetes = {
-        (item["name"].removeprefix("RAY_"), item["value"]) for pod in env for item in pod["containers"][0]["env"]
+        (name.removeprefix("RAY_"), item["value"])
+        for name, item in _kubernetes_env().items()
+        if name.startswith("RAY_health_check_")
     }
     assert len(kubernetes) == 4
     assert settings == [kubernetes, kubernetes]
+
+
+def test_a_job_that_is_stopped_has_the_time_to_save_its_checkpoints() -> None:
+    """What the driver takes for them, and its workers to close; Ray's own three seconds are too few."""
+    wait_s = re.search(r"export RAY_JOB_STOP_WAIT_TIME_S=(\d+)", (CLUSTER / "node_setup.sh").read_text())
+    assert wait_s is not None
+    assert _kubernetes_env()["RAY_JOB_STOP_WAIT_TIME_S"]["value"] == wait_s[1]
+    assert int(wait_s[1]) > 2 * STOP_TIMEOUT_S
+
+
+def test_the_key_of_wandb_is_a_secret_that_need_not_be_there() -> None:
+    [key] = _at(_kubernetes_env()["WANDB_API_KEY"], "valueFrom.secretKeyRef")
+    assert key["optional"]
+    assert f"create secret generic {key['name']} --from-literal={key['key']}=" in (CLUSTER / "kuberay.yaml").read_text()
+
+
+def test_spot_nodes_of_a_cloud_watch_for_its_notice() -> None:
+    for cloud in ("aws", "gcp"):
+        commands = _load(CLUSTER / f"{cloud}.yaml")["worker_start_ray_commands"]
+        [watch] = [command for command in commands if "watch-spot" in command]
+        assert f"psd cluster watch-spot {cloud} " in watch
+        assert watch.endswith("</dev/null &"), "the connection that starts it must not wait for it"
+
+
+def _kubernetes_env() -> dict[str, dict[str, Any]]:
+    """The variables of the head, which the workers' are."""
+    [_, job] = yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())
+    cluster = job["spec"]["rayClusterSpec"]
+    head, worker = (
+        group["template"]["spec"]["containers"][0]["env"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    )
+    assert head == worker
+    return {item["name"]: item for item in head}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
