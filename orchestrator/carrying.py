@@ -115,6 +115,7 @@ class Receiver:
 
         Raises:
             OSError, SupersededError: it could not be.
+            ValueError: the run's folder holds another run.
         """
         lease = event.lease
         claim = self._claim(lease)

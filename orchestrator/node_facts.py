@@ -9,6 +9,8 @@ import hashlib
 import platform
 import shutil
 import socket
+import urllib.error
+import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "nerfacc", "ray", "optuna", "w
 SOURCES = ("psd", "orchestrator")
 MAX_SKEW_S = 5.0
 MIN_FREE_GB = 2.0
+WANDB_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,7 @@ class Question:
     token: str
     experiment: Mapping[str, Any]
     prompts: tuple[str, ...]
+    wandb_url: str | None  # of W&B, where the driver tracks online
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,7 @@ class NodeFacts:
     sees_folder: bool  # whether it read there what the driver wrote
     storage_problem: str  # why it cannot write there; empty if it can
     inputs_problem: str  # what is wrong with the weights, as seen from there; empty if nothing
+    tracking_problem: str | None  # why W&B cannot be reached; empty if it can, None if nobody asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,7 @@ def gather(question: Question) -> NodeFacts:
         sees_folder=sees_folder,
         storage_problem=storage_problem,
         inputs_problem=_inputs_problem(question),
+        tracking_problem=None if question.wandb_url is None else _tracking_problem(question.wandb_url),
     )
 
 
@@ -116,6 +122,7 @@ def conclude(answers: Sequence[NodeAnswer], shape: WorkerShape) -> list[Conclusi
         _storage(facts),
         _same_clock(answers),
         _weights(facts),
+        *_tracking(facts),
     ]
 
 
@@ -220,6 +227,23 @@ def _weights(facts: Mapping[str, NodeFacts]) -> Conclusion:
     return Conclusion(subject="weights", level="ok", text="all checkpoints of the experiment are on every node")
 
 
+def _tracking(facts: Mapping[str, NodeFacts]) -> list[Conclusion]:
+    problems = {address: fact.tracking_problem for address, fact in facts.items() if fact.tracking_problem is not None}
+    if not problems:
+        return []
+    apart = [address for address, problem in problems.items() if problem]
+    if not apart:
+        return [Conclusion(subject="W&B", level="ok", text="within reach of all nodes; workers get the driver's login")]
+    return [
+        Conclusion(
+            subject="W&B",
+            level="note",
+            text=f"out of reach from {_named(apart, len(facts))} ({problems[apart[0]]}): runs there are kept offline,"
+            " with what W&B shows of them on that node",
+        )
+    ]
+
+
 def _named(addresses: Sequence[str], num_nodes: int) -> str:
     if len(addresses) == num_nodes > 1:
         return "every node"
@@ -259,6 +283,16 @@ def _try_storage(folder: Path, token: str) -> tuple[bool, str]:
 
 def _mark_path(folder: Path, token: str) -> Path:
     return folder / f".psd-check-{token}"
+
+
+def _tracking_problem(url: str) -> str:
+    try:
+        urllib.request.urlopen(url, timeout=WANDB_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return ""  # it answers
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def _inputs_problem(question: Question) -> str:

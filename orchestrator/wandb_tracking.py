@@ -34,6 +34,7 @@ from orchestrator.trial import RunSpec, Scalar
 _log = logging.getLogger(__name__)
 
 STEP_METRIC = "train/step"
+LOGIN = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE")
 API_TIMEOUT_S = 30  # of one question to the service
 _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9._-]")  # W&B refuses some of these, and the id names files, too
 _MEDIA = "media/"
@@ -310,16 +311,27 @@ def resolve_key() -> Literal["WANDB_API_KEY", "netrc"] | None:
     """Where the key comes from that W&B would use; never the key itself."""
     if os.environ.get("WANDB_API_KEY"):
         return "WANDB_API_KEY"
-    return "netrc" if _has_netrc_key() else None
+    return "netrc" if _netrc_key() is not None else None
 
 
-def _has_netrc_key() -> bool:
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+def login() -> dict[str, str]:
+    """This machine's W&B as environment variables, for workers on others. It holds the key: to be shown nowhere."""
+    env = {name: os.environ[name] for name in LOGIN if os.environ.get(name)}
+    key = _netrc_key()
+    return env if key is None else {"WANDB_API_KEY": key, **env}
+
+
+def service_url() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
+def _netrc_key() -> str | None:
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
-        return netrc.netrc(str(path)).authenticators(host) is not None
+        found = netrc.netrc(str(path)).authenticators(urlparse(service_url()).hostname or "")
     except (OSError, netrc.NetrcParseError):
-        return False
+        return None
+    return None if found is None else found[2]
 
 
 def _media(path: Path) -> Any:

@@ -93,9 +93,9 @@ def _dispatch(arguments: argparse.Namespace) -> int:
 
             return sync_command(arguments.folder or DEFAULT_FOLDER)
         case "cluster":
-            from orchestrator.cli.cluster import cluster_check_command
+            from orchestrator.cli.cluster import cluster_command
 
-            return cluster_check_command(arguments.file, arguments.overrides)
+            return cluster_command(arguments)
         case "export":
             from orchestrator.cli.export import export_command
 
@@ -186,16 +186,33 @@ def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
 
     _add_convert(commands)
-    cluster = commands.add_parser("cluster", help="check a Ray cluster: versions, GPUs, storage, clocks, weights")
-    actions = cluster.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions")
-    check = actions.add_parser(
-        "check", help="ask every node of the cluster that RAY_ADDRESS names", epilog=_OVERRIDES, formatter_class=raw
-    )
-    check.add_argument("file", type=Path, metavar="FILE", help="the sweep to check for")
-    _add_overrides(check, "for example worker.gpus=1")
+    _add_cluster(commands)
     _add_export(commands)
 
     commands.add_parser("doctor", help="check this machine: packages, devices, checkpoints, tracking")
+
+
+def _add_cluster(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    cluster = commands.add_parser("cluster", help="the Ray cluster that RAY_ADDRESS names: check it, or let go of it")
+    actions = cluster.add_subparsers(dest="action", required=True, metavar="ACTION", title="actions")
+    check = actions.add_parser(
+        "check", help="ask every node: versions, GPUs, storage, clocks, weights, W&B", epilog=_OVERRIDES,
+        formatter_class=raw,
+    )  # fmt: skip
+    check.add_argument("file", type=Path, metavar="FILE", help="the sweep to check for")
+    _add_overrides(check, "for example worker.gpus=1")
+    actions.add_parser(
+        "release", help="take back what a sweep that was killed asked the autoscaler for",
+        description="Take back what a sweep that was killed asked the autoscaler for: it would keep instances that are "
+        "paid for. A sweep that is at work there keeps its nodes while they have work, but is given no new ones.",
+    )  # fmt: skip
+    watch = actions.add_parser(
+        "watch-spot", help="on a node of a cloud: drain it when the cloud is about to take it away",
+        description="Wait for the cloud's notice that this instance is about to be taken away, then drain its node in "
+        "Ray, so that its runs are checkpointed and move. cluster/aws.yaml and gcp.yaml start it on every worker.",
+    )  # fmt: skip
+    watch.add_argument("cloud", choices=("aws", "gcp"), metavar="CLOUD", help="aws or gcp")
 
 
 def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -1,8 +1,10 @@
-"""Ways to stop a sweep: Ctrl-C, a polite kill, and `psd stop` from anywhere that sees its output folder."""
+"""Ways to stop a sweep: Ctrl-C, a polite kill, a terminal that closes, and `psd stop` from wherever its output is."""
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,10 @@ LOOK_EVERY_S, PATIENCE_S = 0.5, 120.0
 
 
 class Interrupt:
-    """The first Ctrl-C, polite kill or `psd stop` asks for a clean stop; a further signal ends the program."""
+    """The first Ctrl-C, polite kill, hang-up or `psd stop` asks for a clean stop; a further signal ends the program.
+
+    Not a further hang-up: a terminal that goes tells its shell, too, which passes it on. Under ``nohup`` none counts.
+    """
 
     def __init__(self, output: Path) -> None:
         self._stop_file = output / STOP_FILE
@@ -32,7 +37,10 @@ class Interrupt:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {signal.SIGINT: self._on_signal, signal.SIGTERM: self._on_signal}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            handlers[signal.SIGHUP] = self._on_hangup
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
@@ -49,6 +57,14 @@ class Interrupt:
         if self._is_signalled:
             raise KeyboardInterrupt
         self._is_signalled = True
+
+    def _on_hangup(self, number: int, frame: FrameType | None) -> None:
+        self._is_signalled = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for output in (1, 2):
+            if stat.S_ISCHR(os.fstat(output).st_mode):  # the terminal that is gone: what is written there would fail
+                os.dup2(nowhere, output)
+        os.close(nowhere)
 
 
 def withdraw_stop(output: Path) -> None:

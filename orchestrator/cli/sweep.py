@@ -82,6 +82,10 @@ def check(sweep: Sweep) -> None:
             FsspecCheckpoints(_url(location))
     except ValueError as error:
         raise UserError(str(error), file=sweep.source, key="checkpoints.location") from None
+    unset = [name for name in sweep.config.worker.env if name not in os.environ]
+    if unset:
+        remedy = "set it, or leave it out"
+        raise UserError(f"{', '.join(unset)} is not set here", file=sweep.source, key="worker.env", remedy=remedy)
     config.check_output(sweep)
 
 
@@ -232,11 +236,53 @@ def make_tracking(sweep: Sweep) -> Callable[[RunSpec, Path], Tracker]:
             )
 
 
+def worker_env(sweep: Sweep) -> dict[str, str]:
+    """What workers are told of this process's environment: W&B's login, and what `worker.env` names."""
+    named = {name: os.environ[name] for name in sweep.config.worker.env}
+    if sweep.config.tracking.kind != "wandb":
+        return named
+    from orchestrator.wandb_tracking import login
+
+    return {**login(), **named}
+
+
+def _tracking_lines(sweep: Sweep) -> list[str]:
+    settings = sweep.config.tracking
+    if settings.kind != "wandb":
+        return []
+    from orchestrator.wandb_tracking import resolve_key, resolve_mode
+
+    if resolve_mode(settings.mode) == "online":
+        return [f"W&B: online, project {settings.project}"]
+    return ["W&B: offline" + (", since there is no key here" if resolve_key() is None else "")]
+
+
 def _drive(sweep: Sweep, study: Study, console: Console) -> Stopped | None:
     """What became of the runs under way when the sweep was interrupted; None if it came to its end."""
+    setup, clock = worker_setup(sweep), SystemClock()
+    view = _view(sweep, patiently(study.records), clock)
+    interrupt = Interrupt(sweep.output)
+    with _workers(sweep, setup) as pool:
+        console.print("\n".join([_count(pool.num_workers, "worker"), *_tracking_lines(sweep)]), highlight=False)
+        with interrupt.caught(), choose_display(view, console) as display:  # after Ray, which handles SIGTERM, too
+            driver = _driver(sweep, study, pool, setup, clock, display)
+            try:
+                stopped = _loop(sweep, driver, pool, view, display, interrupt)
+            finally:
+                _save_spent(driver, sweep)
+        if view.ended_by is not None:
+            console.print(f"Ended before {_count(view.num_trials, 'trial')}: {view.ended_by}", highlight=False)
+    return stopped
+
+
+@contextmanager
+def _workers(sweep: Sweep, setup: WorkerSetup) -> Iterator[RayPool]:
+    """The workers of a sweep, closed by whatever ends it: what is still under way then goes, its trackers are closed.
+
+    At once where somebody is impatient, but not without taking back what the autoscaler was asked for.
+    """
     from orchestrator.ray_pool import RayPool
 
-    setup, records = worker_setup(sweep), patiently(study.records)
     settings = sweep.config
     try:
         pool = RayPool(
@@ -247,24 +293,19 @@ def _drive(sweep: Sweep, study: Study, console: Console) -> Stopped | None:
             address=ray_address(),
             deadlines=settings.failures.deadlines(),
             wear=settings.failures.wear(),
+            worker_env=worker_env(sweep),
         )
     except UserError as error:
-        raise UserError(error.problem, file=sweep.source, key=error.key, remedy=error.remedy) from None
-    console.print(_count(pool.num_workers, "worker"), highlight=False)
-    clock = SystemClock()
-    view = _view(sweep, records, clock)
-    interrupt = Interrupt(sweep.output)
-    # The signals after Ray, which has a SIGTERM handler, too.
-    with interrupt.caught(), choose_display(view, console) as display, _closed_on_error(pool):
-        driver = _driver(sweep, study, pool, setup, clock, display)
-        try:
-            stopped = _loop(sweep, driver, pool, view, display, interrupt)
-        finally:
-            _save_spent(driver, sweep)
-    if view.ended_by is not None:
-        console.print(f"Ended before {_count(view.num_trials, 'trial')}: {view.ended_by}", highlight=False)
-    pool.close()
-    return stopped
+        source = sweep.source if error.key else None
+        raise UserError(error.problem, file=source, key=error.key, remedy=error.remedy) from None
+    timeout_s = None
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        timeout_s = 0.0
+        raise
+    finally:
+        pool.close(timeout_s)
 
 
 def ray_address() -> str | None:
@@ -298,6 +339,7 @@ def _loop(
             view.ended_by = driver.stop_reason if view.counts.total() < view.num_trials else None
             display.tick()
             return None
+    pool.withdraw_wish()  # before anything that takes time: whoever asks for a stop may kill within seconds
     view.stopping = True
     display.tick()
     return driver.stop(STOP_TIMEOUT_S)
@@ -306,18 +348,6 @@ def _loop(
 def _save_spent(driver: SweepDriver, sweep: Sweep) -> None:
     with suppress(OSError):  # a full disk: what is not written down is not counted by the next sitting
         driver.spent.save(sweep.output / SPENT_FILE)
-
-
-@contextmanager
-def _closed_on_error(pool: RayPool) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        pool.close(timeout_s=0.0)  # at once, but not without taking back what the autoscaler was asked for
-        raise
-    except BaseException:
-        pool.close()  # what is still under way goes with the sweep, but its trackers are closed
-        raise
 
 
 def _num_runs(sweep: Sweep) -> int:

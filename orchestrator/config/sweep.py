@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -123,6 +124,22 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerConfig(WorkerShape):
+    """What a worker holds, and the names of what it is told of the driver's environment; values stand in no file."""
+
+    env: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for i, name in enumerate(self.env):
+            if not re.fullmatch(r"[A-Za-z_]\w*", name):
+                named = name.partition("=")[0]
+                raise ConfigError(
+                    f"env[{i}]", f"must be a variable's name alone, whose value is set here; got {named}…"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepConfig:
     """A checked sweep. ``experiment`` holds plain values with every default filled in; ``space`` its searched keys."""
 
@@ -134,7 +151,7 @@ class SweepConfig:
     trials: Count | None = None
     budget: BudgetConfig = BudgetConfig()
     workers: Count | None = None
-    worker: WorkerShape = WorkerShape()
+    worker: WorkerConfig = WorkerConfig()
     output: str
     storage: str | None = None
     share_study: bool = False
@@ -234,6 +251,8 @@ class Sweep:
         plain = plain_mapping({**asdict(self.config), **self.experiment})
         for node in (plain, plain["search"]["warm_start"]):
             node["storage"] = node["storage"] and without_password(node["storage"])
+        checkpoints = plain["checkpoints"]
+        checkpoints["location"] = checkpoints["location"] and without_password(checkpoints["location"], OF_FILES)
         return plain
 
     def definition(self) -> dict[str, Any]:
@@ -242,5 +261,3 @@ class Sweep:
 
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.definition(), sort_keys=True).encode()).hexdigest()[:16]
-        checkpoints = plain["checkpoints"]
-        checkpoints["location"] = checkpoints["location"] and without_password(checkpoints["location"], OF_FILES)

@@ -14,25 +14,36 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.errors import UserError
 from orchestrator.placement import Node, WorkerShape
 
 _OBJECT_STORE_BYTES = 128 * 1024**2  # events are small; Ray's own default is 30 % of the memory
 
 
 def join(address: str | None) -> None:
-    """Join the cluster at ``address`` (``"auto"``: the one that this machine belongs to); None starts one here."""
+    """Join the cluster at ``address`` (``"auto"``: the one that this machine belongs to); None starts one here.
+
+    Raises:
+        UserError: there is none.
+    """
     local: dict[str, Any] = {}
     if address is None:
         local = {"_node_ip_address": "127.0.0.1", "object_store_memory": _OBJECT_STORE_BYTES}
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # its own 15 s are too short on a busy machine
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray 2.60 warns of as the coming default
-    ray.init(
-        address=address or "local",  # where None would join whatever RAY_ADDRESS or an earlier cluster names
-        include_dashboard=None if address else False,
-        log_to_driver=False,  # failures and warnings come back with the workers' reports
-        logging_level=logging.ERROR,
-        **local,
-    )
+    try:
+        ray.init(
+            address=address or "local",  # where None would join whatever RAY_ADDRESS or an earlier cluster names
+            include_dashboard=None if address else False,
+            log_to_driver=False,  # failures and warnings come back with the workers' reports
+            logging_level=logging.ERROR,
+            **local,
+        )
+    except ConnectionError:
+        raise UserError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}",
+            remedy="start it (docs/clusters.md), or stay on this machine with RAY_ADDRESS=local",
+        ) from None
 
 
 def alive_nodes() -> list[Node]:
@@ -109,3 +120,16 @@ def ask_autoscaler(shape: WorkerShape, gpus: float, num_workers: int) -> None:
     bundle = {name: amount for name, amount in amounts.items() if amount > 0}
     wanted = [bundle] * num_workers if bundle else []
     request_resources(bundles=wanted, bundle_label_selectors=[shape.labels] * len(wanted) or None)
+
+
+def release(address: str) -> None:
+    """Take back, at the cluster of that address, what a sweep asked for that could not do so itself.
+
+    Raises:
+        UserError: there is no cluster.
+    """
+    join(address)
+    try:
+        ask_autoscaler(WorkerShape(), 0.0, 0)
+    finally:
+        ray.shutdown()

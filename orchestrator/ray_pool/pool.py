@@ -108,8 +108,9 @@ class RayPool:
         most_useful: an upper bound in any case: there will not be more runs than this at a time.
         deadlines: after which a worker that gives no sign of life is ended; its run goes elsewhere.
         wear: after which a worker is replaced by a fresh one.
-        worker_env: environment of the actors' processes, which start anew for it; without it those are used that Ray
-            has ready. ``OMP_NUM_THREADS`` is the worker's CPUs if not given here, since Ray would set it to 1.
+        worker_env: environment variables of the workers, set before their objective is built. They go to the actors
+            alone: what is in a ``runtime_env`` can be read in Ray's logs and its dashboard. ``OMP_NUM_THREADS`` is the
+            worker's CPUs if not given here, since Ray would set it to 1.
         address: of a running cluster, ``"auto"`` for the one that this machine belongs to.
 
     Raises:
@@ -150,17 +151,19 @@ class RayPool:
         self._draining: set[str] = set()  # ids of nodes that are about to be taken away
         self._next_look_s = self._peopled_s = self._clock.now_s
         self._told: set[str] = set()  # warnings of workers
-        self._hint = 0  # workers that the autoscaler was last asked for
+        self._start_problem = ""  # why the last worker that should have come up did not
+        self._asks = self._elastic  # the autoscaler, if there is one, for room
+        self._wish: tuple[WorkerShape, float, int] | None = None  # what it was last asked for
         if self._owns_ray:
             cluster.join(address)
         try:
             nodes = cluster.alive_nodes()
-            self._shape = _with_gpus(shape, nodes)
+            self._shape = shape
+            self._settle_gpus(nodes)
             nodes = self._with_gpu_memory(nodes)
             self._limit = self._largest_size(num_workers, most_useful, nodes)
             self._grow(nodes)
-            if self._elastic:
-                self._hint_at(self._limit)
+            self._hint_at(self._limit)
             if not self._slots:
                 _log.warning("no node has room for a worker yet (%s); waiting for one", self._shape)
         except BaseException:
@@ -191,7 +194,7 @@ class RayPool:
 
     def poll(self, timeout_s: float) -> Sequence[Event]:
         """Raises:
-        SweepAbortedError: an elastic pool has been without any worker for half an hour.
+        SweepAbortedError: an elastic pool has been without any worker that is up for half an hour.
         """
         until_s = time.monotonic() + timeout_s
         while True:
@@ -269,8 +272,18 @@ class RayPool:
             else:
                 slot.hasten()
         self._grow([node for node in nodes if self._is_trusted(node, self._clock.now_s)])
-        if self._elastic:
-            self._hint_at(self._limit)
+        self._hint_at(self._limit)
+
+    def withdraw_wish(self) -> None:
+        """Take back what the autoscaler was asked for, and ask it for nothing more.
+
+        The wish would outlive this process, and keep instances that are paid for: whoever ends a sweep does this first.
+        """
+        self._asks = False
+        if self._wish is not None:
+            with suppress(Exception):  # a cluster that is gone has no autoscaler either
+                cluster.ask_autoscaler(self._shape, 0.0, 0)
+                self._wish = None
 
     def close(self, timeout_s: float | None = None) -> None:
         """Let the actors close their runs and trackers, then end them; those that take too long are killed.
@@ -280,9 +293,7 @@ class RayPool:
         """
         if not ray.is_initialized():
             return
-        if self._elastic:
-            with suppress(Exception):  # a cluster that is gone has no autoscaler either
-                self._hint_at(0)
+        self.withdraw_wish()
         closing = [slot.actor.close.remote() for slot in self._slots if not slot.is_starting]
         if closing:
             timeout_s = self._close_timeout_s if timeout_s is None else timeout_s
@@ -356,6 +367,7 @@ class RayPool:
         """A report's events, with what came with them written down; none where the worker lacks its checkpoint."""
         lease, events = slot.lease, list[Event]()
         assert lease is not None
+        goes_on = bool(report.entries) and isinstance(report.entries[-1].event, RunProgressed)
         try:
             if not report.entries:
                 assert lease.resume_from is not None
@@ -365,14 +377,12 @@ class RayPool:
                 if entry.parcel is not None:
                     self._receiver.receive(entry.event, entry.parcel)
                 events.append(entry.event)
-        except OSError as error:
-            failure = Failure(kind=FailureKind.STORAGE, message=f"on the driver's disk: {error}")
-            if report.entries and isinstance(report.entries[-1].event, RunProgressed):
+        except (OSError, SupersededError, ValueError) as error:  # the last: in its folder is another run altogether
+            if goes_on:
                 slot.actor.stop.remote()  # it has the run still; what it answers is nobody's
                 events += self._give_back(slot)
-            events.append(RunFailed(lease=lease, failure=failure))
-        except SupersededError as error:
-            events.append(RunFailed(lease=lease, failure=classify(error)))
+            on_disk = Failure(kind=FailureKind.STORAGE, message=f"on the driver's disk: {error}")
+            events.append(RunFailed(lease=lease, failure=on_disk if isinstance(error, OSError) else classify(error)))
         return events
 
     def _end_lease(self, slot: _Slot, event: Event, worn: str = "") -> list[Event]:
@@ -495,7 +505,9 @@ class RayPool:
     def _follow_the_cluster(self) -> None:
         now_s = self._clock.now_s
         self._next_look_s = now_s + LOOK_EVERY_S
-        nodes = self._with_gpu_memory(cluster.alive_nodes())
+        nodes = cluster.alive_nodes()
+        self._settle_gpus(nodes)
+        nodes = self._with_gpu_memory(nodes)
         draining = cluster.draining_nodes() - self._draining
         self._draining |= draining
         for slot in [slot for slot in self._slots if slot.lease is not None and slot.node.node_id in draining]:
@@ -505,13 +517,25 @@ class RayPool:
         if not self.num_idle:
             self._grow([node for node in nodes if self._is_trusted(node, now_s)])
             self._hint_at(self._limit)
-        if self._slots:
+        if any(not slot.is_starting for slot in self._slots):
             self._peopled_s = now_s
         elif now_s - self._peopled_s > ABANDONED_AFTER_S:
+            problem = self._start_problem or f"no node of the cluster had room for one ({self._shape})"
             raise SweepAbortedError(
-                f"for {ABANDONED_AFTER_S / 60:.0f} minutes no node of the cluster had room for a worker "
-                f"({self._shape}); see `ray status`, then go on with psd resume"
+                f"for {ABANDONED_AFTER_S / 60:.0f} minutes no worker came up: {problem}; "
+                "see `ray status`, then go on with psd resume"
             )
+
+    def _settle_gpus(self, nodes: Sequence[Node]) -> None:
+        """Where nothing was said of GPUs: a worker holds one if there is any when a node can first take a worker."""
+        if self._shape.gpus is not None or self._shape.gpu_memory_gb is not None:
+            return
+        if any(node.resources.get("GPU", 0.0) >= 1 for node in nodes):
+            self._shape = replace(self._shape, gpus=1.0)
+        elif self._capacity(nodes):
+            self._shape = replace(self._shape, gpus=0.0)
+            if self._elastic:
+                _log.warning("no node has a GPU: all workers compute on CPUs; if GPUs may join, say worker.gpus=1")
 
     def _is_trusted(self, node: Node, now_s: float) -> bool:
         return not self._is_left(node) and self._held_off.get(node.node_id, now_s) <= now_s
@@ -549,7 +573,9 @@ class RayPool:
         assert amounts is not None, "workers go to nodes that have room"
         cpus, gpus = amounts.pop("CPU", 0.0), amounts.pop("GPU", 0.0)
         env = {"OMP_NUM_THREADS": str(max(1, int(cpus)))}
-        if 0 < gpus < 1:  # so that one that overreaches fails alone
+        if not gpus:  # where a worker holds none, Ray leaves it those of the machine
+            env["CUDA_VISIBLE_DEVICES"] = ""
+        elif gpus < 1:  # so that one that overreaches fails alone
             env["PYTORCH_ALLOC_CONF"] = f"per_process_memory_fraction:{_OWN_GPU_SHARE * gpus:.3f}"
         actor = _ACTOR_CLASS.options(
             num_cpus=cpus,
@@ -557,7 +583,6 @@ class RayPool:
             resources=amounts,
             max_restarts=0,
             scheduling_strategy=cluster.on_node(node),
-            runtime_env={"env_vars": dict(self._worker_env)} if self._worker_env else None,
         ).remote(self._setup, self._wear, self._probe.name, {**env, **self._worker_env})
         pulse = actor.pulse.options(concurrency_group=_PULSE).remote()  # tells its process's number
         slot = _Slot(actor, node, since_s=self._clock.now_s, pulse=pulse.future())
@@ -574,12 +599,14 @@ class RayPool:
         else:
             slot.call = None
             slot.since_s = self._clock.now_s
+            self._start_problem = ""
         return []
 
     def _hold_off(self, slot: _Slot, reason: str) -> None:
         self._drop(slot)
         self._held_off[slot.node.node_id] = self._clock.now_s + HOLD_OFF_S
-        _log.warning("%s: %s; not asked again for %.0f s", slot.node.address, reason, HOLD_OFF_S)
+        self._start_problem = f"{slot.node.address}: {reason}"
+        _log.warning("%s; not asked again for %.0f s", self._start_problem, HOLD_OFF_S)
 
     def _let_go(self, slot: _Slot) -> None:
         """Have a worker that is idle end by itself."""
@@ -596,9 +623,10 @@ class RayPool:
         slot.call = None  # its answer is nobody's
 
     def _hint_at(self, num_workers: int) -> None:
-        if num_workers != self._hint:
-            cluster.ask_autoscaler(self._shape, self._hinted_gpus, num_workers)
-            self._hint = num_workers
+        wish = (self._shape, self._hinted_gpus, num_workers)
+        if self._asks and wish != self._wish:
+            cluster.ask_autoscaler(*wish)
+            self._wish = wish
 
     @property
     def _hinted_gpus(self) -> float:
@@ -667,13 +695,6 @@ def _last_line(error: RayError) -> str:
     """What a traceback in Ray's message ends in: the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def _with_gpus(shape: WorkerShape, nodes: Sequence[Node]) -> WorkerShape:
-    """The shape with its GPUs settled: one, where the cluster has any and nothing else is said."""
-    if shape.gpus is not None or shape.gpu_memory_gb is not None:
-        return shape
-    return replace(shape, gpus=1.0 if any(node.resources.get("GPU", 0.0) >= 1 for node in nodes) else 0.0)
 
 
 def _totals(nodes: Sequence[Node], shape: WorkerShape) -> str:

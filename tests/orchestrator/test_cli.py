@@ -7,14 +7,17 @@ import errno
 import io
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -28,7 +31,7 @@ from orchestrator.cli.outcome import typed
 from orchestrator.cli.search import open_study
 from orchestrator.cli.sweep import hold
 from orchestrator.clock import ManualClock
-from orchestrator.driver import RunLeased, TrialCompleted, TrialFailed, TrialStarted
+from orchestrator.driver import RunLeased, Stopped, SweepDriver, TrialCompleted, TrialFailed, TrialStarted
 from orchestrator.goals import Goal
 from orchestrator.local_pool import LocalPool
 from orchestrator.objective import Progress, Run
@@ -124,6 +127,8 @@ def run(*arguments: object) -> int:
             "psd: command line: failures.hung_after_s: must be >= 10: ",
         ),
         (["sweep", "tiny.yaml", "failures.max_attempts=0"], "psd: command line: failures.max_attempts: must be >= 1"),
+        (["sweep", "tiny.yaml", "worker.env=[PATH,NOT_SET]"], "psd: tiny.yaml: worker.env: NOT_SET is not set here; "),
+        (["sweep", "tiny.yaml", "worker.env=['KEY=hush']"], "psd: tiny.yaml: worker.env[0]: must be a variable's"),
         (["run", "a zebra"], "psd: command line: prompts[0]: the built-in world cannot read"),
         (["run", "a red cube", "seeds=[0,1]"], "psd: command line: psd run makes one object, with one seed and wi"),
         (["run", "a", "red", "cube", "trials=3"], "psd: command line: a prompt of several words needs quotes: psd run"),
@@ -290,16 +295,20 @@ class Unstartable:
         raise ValueError("nothing fits this shape")
 
 
-class FailingPool(LocalPool):
+class ClosingPool(LocalPool):
+    """Notes how it ends: what was done to it, in order."""
+
+    ending: ClassVar[list[str]] = []
+
     def __init__(self, setup: WorkerSetup, **options: object) -> None:
         super().__init__(replace(setup, objective=Unstartable))
+        self.ending.clear()
 
+    def withdraw_wish(self) -> None:
+        self.ending.append("withdrawn")
 
-class ClosingPool(FailingPool):
-    closed = 0
-
-    def close(self) -> None:
-        ClosingPool.closed += 1
+    def close(self, timeout_s: float | None = None) -> None:
+        self.ending.append("closed" if timeout_s is None else f"closed within {timeout_s:g} s")
         super().close()
 
 
@@ -307,7 +316,7 @@ def test_a_sweep_that_comes_to_its_end_has_its_trials_tracked(
     sweep_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracked: list[TrialsTable] = []
-    monkeypatch.setattr("orchestrator.ray_pool.RayPool", FailingPool)
+    monkeypatch.setattr("orchestrator.ray_pool.RayPool", ClosingPool)
     monkeypatch.setattr("orchestrator.wandb_trials.record_trials", lambda trials, _: bool(tracked.append(trials)))
     assert run("sweep", sweep_file, "tracking={kind: wandb, mode: offline}", "failures.give_up_after=9") == 1
     [trials] = tracked
@@ -363,7 +372,7 @@ def test_a_sweep_in_which_everything_fails_is_given_up_and_its_workers_are_close
     assert (
         told.err == "psd: all of the first 3 trials failed, the last one with: t0002-p00-s0: nothing fits this shape\n"
     )
-    assert ClosingPool.closed == 1
+    assert ClosingPool.ending == ["closed"]
     assert "Traceback" not in told.out
     with sweep_lock.held(Path("outputs/tiny")):  # and the folder is free
         assert run("status", "outputs/tiny") == 0
@@ -423,26 +432,13 @@ def test_a_full_disk_ends_no_sweep(
     monkeypatch.setattr("orchestrator.cli.sweep.SAVE_SPENT_S", 0.0)
     monkeypatch.setattr("orchestrator.budget.Spent.save", refuse)
     monkeypatch.setattr("orchestrator.cli.sweep.trials_csv", refuse)
-    ClosingPool.closed = 0
     assert run("sweep", sweep_file) == 0
-    assert ClosingPool.closed == 1
+    assert ClosingPool.ending == ["closed"]
     told = capsys.readouterr().out
     assert "The results could not be written ([Errno 28] No space left on device). Again, when there is room:" in told
     with sweep_lock.held(Path("outputs/tiny")):
         assert run("status", "outputs/tiny") == 0
     assert "2/2 trials" in capsys.readouterr().out
-
-
-def test_whatever_goes_wrong_the_workers_are_closed(sweep_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr("orchestrator.ray_pool.RayPool", QuickPool)
-    monkeypatch.setattr("orchestrator.driver.SweepDriver.step", refuse)
-    ClosingPool.closed = 0
-    with pytest.raises(OSError, match="Input/output error"):
-        run("sweep", sweep_file)
-    assert ClosingPool.closed == 1
 
 
 def test_runs_that_were_not_checkpointed_in_time_are_named(
@@ -471,6 +467,100 @@ def test_a_file_system_that_does_not_answer_asks_for_no_stop(sweep_file: Path, m
         assert live.changed() is None
     (sweep.output / STOP_FILE).touch()
     assert interrupt.requested
+
+
+@pytest.mark.parametrize(("method", "error"), [("__init__", OSError), ("step", OSError), ("step", KeyboardInterrupt)])
+def test_whatever_ends_a_sweep_its_workers_are_closed(
+    method: str, error: type[BaseException], sweep_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error("out of luck")
+
+    monkeypatch.setattr("orchestrator.ray_pool.RayPool", ClosingPool)
+    monkeypatch.setattr(SweepDriver, method, fail)
+    if error is KeyboardInterrupt:
+        assert run("sweep", sweep_file) == 130
+        assert ClosingPool.ending == ["closed within 0 s"]
+    else:
+        with pytest.raises(error, match="out of luck"):
+            run("sweep", sweep_file)
+        assert ClosingPool.ending == ["closed"]
+
+
+@pytest.mark.parametrize("kind", ["wandb", "none"])
+def test_workers_get_what_is_named_of_the_environment_and_nobody_is_told_it(
+    kind: str, sweep_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given: list[object] = []
+
+    class TellingPool(ClosingPool):
+        def __init__(self, setup: WorkerSetup, **options: object) -> None:
+            super().__init__(setup)
+            given.append(options["worker_env"])
+
+    monkeypatch.setattr("orchestrator.ray_pool.RayPool", TellingPool)
+    for name, value in {"WANDB_API_KEY": "hush-0", "HF_TOKEN": "hush-1", "WANDB_MODE": "offline"}.items():
+        monkeypatch.setenv(name, value)
+    words = ["sweep", sweep_file, "worker.env=[HF_TOKEN]", f"tracking.kind={kind}"]
+    assert run(*words, "--dry-run") == 0
+    assert run(*words) == 1
+    login = {"WANDB_API_KEY": "hush-0", "WANDB_MODE": "offline"} if kind == "wandb" else {}
+    assert given == [{"HF_TOKEN": "hush-1", **login}]
+    told = "".join(capfd.readouterr()) + "".join(
+        path.read_text(errors="replace") for path in Path("outputs/tiny").rglob("*") if path.is_file()
+    )
+    assert "hush" not in told
+    assert ("W&B: offline\n" in told) == (kind == "wandb")
+
+
+def test_a_stop_takes_back_what_the_autoscaler_was_asked_for_before_anything_else(
+    sweep_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray kills a job three seconds after it was asked to stop; checkpoints may take longer."""
+
+    def step(driver: SweepDriver, timeout_s: float) -> bool:
+        (Path("outputs/tiny") / STOP_FILE).touch()
+        return True
+
+    def stop(driver: SweepDriver, timeout_s: float) -> Stopped:
+        ClosingPool.ending.append("stopped")
+        return Stopped(num_runs=0)
+
+    monkeypatch.setattr("orchestrator.ray_pool.RayPool", ClosingPool)
+    monkeypatch.setattr(SweepDriver, "step", step)
+    monkeypatch.setattr(SweepDriver, "stop", stop)
+    assert run("sweep", sweep_file) == 130
+    assert ClosingPool.ending == ["withdrawn", "stopped", "closed"]
+
+
+@pytest.mark.parametrize("command", ["sweep", "cluster check", "cluster release"])
+def test_a_cluster_that_does_not_answer_is_one_line_and_status_2(
+    command: str, sweep_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance. Please specify the one to connect to by")
+
+    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    words = command.split()
+    assert run(*words, *([] if words[-1] == "release" else [sweep_file])) == 2
+    remedy = "start it (docs/clusters.md), or stay on this machine with RAY_ADDRESS=local"
+    assert capsys.readouterr().err == f"psd: no Ray cluster answers at RAY_ADDRESS=auto; {remedy}\n"
+
+
+def test_what_a_killed_sweep_asked_for_can_be_taken_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from orchestrator.ray_pool import cluster
+
+    calls: list[object] = []
+    monkeypatch.setattr(cluster, "join", calls.append)
+    monkeypatch.setattr(cluster, "request_resources", lambda **wish: calls.append(wish))
+    monkeypatch.setattr("ray.shutdown", lambda: calls.append("left"))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert run("cluster", "release") == 0
+    assert calls == ["10.0.0.1:6379", {"bundles": [], "bundle_label_selectors": None}, "left"]
+    assert "The autoscaler is asked for nothing any more" in capsys.readouterr().out
 
 
 def test_the_study_of_another_sweep_is_left_alone(
@@ -514,6 +604,54 @@ def test_a_stop_checkpoints_and_resume_goes_on(sweep_file: Path, how: str, capsy
     assert list(metrics.parent.glob("checkpoints/*/step-*/state.pt"))
     assert run("stop", "outputs/a-red-cube") == 0
     assert "nobody is at work there" in capsys.readouterr().out
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(600)
+def test_a_terminal_that_closes_stops_a_run_cleanly(sweep_file: Path) -> None:
+    """As a laptop that is closed under `ray submit`: what is written fails, and the shell passes the signal on."""
+    command = [sys.executable, "-m", "orchestrator.cli", "run", "a red cube", *_asset_overrides()]
+    command += ["optimization.num_steps=100000", "checkpoint_every=100000", "evaluation.every=100000"]
+    metrics = Path("outputs/a-red-cube/runs/t0000-p00-s0/metrics.jsonl")
+    screen, terminal = pty.openpty()
+    os.set_blocking(screen, False)
+
+    def is_under_way() -> bool:
+        with suppress(BlockingIOError):
+            os.read(screen, 2**16)  # or the terminal would be full
+        return metrics.exists() and metrics.read_text().count("\n") >= 2
+
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal, start_new_session=True) as process:
+        os.close(terminal)
+        _wait_for(is_under_way)
+        os.close(screen)
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=120) == 130
+    assert list(metrics.parent.glob("checkpoints/*/step-*/state.pt"))
+
+
+def test_a_hang_up_asks_for_a_stop_and_not_for_a_hurry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.dup2", lambda *_: None)  # pytest -s goes on writing to its terminal
+    interrupt = Interrupt(tmp_path)
+    with interrupt.caught():
+        signal.raise_signal(signal.SIGHUP)
+        assert interrupt.requested
+        signal.raise_signal(signal.SIGHUP)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        interrupt = Interrupt(tmp_path)
+        with interrupt.caught():
+            signal.raise_signal(signal.SIGHUP)
+            assert not interrupt.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_stop_is_for_the_driver_that_was_at_work(sweep_file: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ FACTS = NodeFacts(
     sees_folder=True,
     storage_problem="",
     inputs_problem="",
+    tracking_problem=None,
 )
 
 
@@ -57,6 +60,8 @@ def test_nodes_that_agree_are_fine() -> None:
         ({"storage_problem": "/work cannot be used (read-only)"}, "storage", "fail", "c: /work cannot be used"),
         ({"skew_s": 61.0}, "clock", "fail", "c is 61 s ahead; switch NTP on there"),
         ({"skew_s": -9.0}, "clock", "fail", "c is 9 s behind"),
+        ({"tracking_problem": "timed out"}, "W&B", "note", "out of reach from c (timed out): runs there are kept"),
+        ({"tracking_problem": ""}, "W&B", "ok", "within reach of all nodes; workers get the driver's login"),
         ({"inputs_problem": "prior.path: no such folder"}, "weights", "fail", "c: prior.path: no such folder"),
     ],
 )  # fmt: skip
@@ -104,11 +109,13 @@ def test_there_must_be_room_for_a_worker() -> None:
 
 def test_a_node_gathers_its_facts(tmp_path: Path) -> None:
     sweep = load(SWEEP)
-    question = Question(folder=tmp_path / "outputs", token="t", experiment=sweep.experiment, prompts=("a red cube",))
+    question = Question(
+        folder=tmp_path / "outputs", token="t", experiment=sweep.experiment, prompts=("a red cube",), wandb_url=None
+    )
     mark(question.folder, "t")
     facts = gather(question)
     assert facts.sees_folder
-    assert (facts.storage_problem, facts.inputs_problem) == ("", "")
+    assert (facts.storage_problem, facts.inputs_problem, facts.tracking_problem) == ("", "", None)
     assert facts.versions["ray"][0].isdigit()
     assert len(facts.source) == 64
     assert [path.name for path in question.folder.iterdir()] == [".psd-check-t"], "it tidies up behind itself"
@@ -120,12 +127,24 @@ def test_a_node_gathers_its_facts(tmp_path: Path) -> None:
     assert elsewhere.inputs_problem.startswith("prompts[0]: ")
 
 
+def test_a_node_says_whether_it_reaches_wandb(tmp_path: Path) -> None:
+    """Any answer will do, also one that tells of no such page."""
+    question = Question(folder=tmp_path, token="t", experiment=load(SWEEP).experiment, prompts=(), wandb_url="")
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # which knows no method
+        url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert gather(replace(question, wandb_url=url)).tracking_problem == ""
+        thread.join()
+    assert "Connection refused" in (gather(replace(question, wandb_url=url)).tracking_problem or "")
+
+
 def test_without_a_cluster_there_is_nothing_to_check(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert main(["cluster", "check", str(SWEEP)]) == 2
-    assert "there is no cluster to check; run it on one of its nodes" in capsys.readouterr().err
+    assert "there is no cluster here; run it on one of its nodes" in capsys.readouterr().err
     monkeypatch.setenv("RAY_ADDRESS", "ray://10.0.0.1:10001")
     assert main(["cluster", "check", str(SWEEP)]) == 2
     assert "leads into a cluster from outside" in capsys.readouterr().err

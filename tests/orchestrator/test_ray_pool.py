@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -19,17 +20,17 @@ import ray
 from orchestrator import durable
 from orchestrator.budget import Budget
 from orchestrator.checkpoints import DirectoryCheckpoints, step_of
-from orchestrator.clock import SystemClock
+from orchestrator.clock import ManualClock, SystemClock
 from orchestrator.deadlines import Deadlines
 from orchestrator.driver import SweepDriver, SweepEvent
-from orchestrator.errors import UserError
+from orchestrator.errors import SweepAbortedError, UserError
 from orchestrator.failure import FailurePolicy
 from orchestrator.goals import Goal
 from orchestrator.local_pool import LocalPool
 from orchestrator.objective import Objective
-from orchestrator.placement import WorkerShape
+from orchestrator.placement import Node, WorkerShape
 from orchestrator.pool import Pool
-from orchestrator.ray_pool import RayPool
+from orchestrator.ray_pool import RayPool, cluster
 from orchestrator.ray_pool import pool as ray_pool_module
 from orchestrator.run_folder import RunFolder
 from orchestrator.study import Suggestion, TrialRecord
@@ -46,7 +47,7 @@ from orchestrator.trial import (
     TrialSpec,
 )
 from orchestrator.worker import WorkerSetup
-from orchestrator.worker_process import Wear
+from orchestrator.worker_process import Wear, WorkerProcess
 
 pytestmark = pytest.mark.processes
 
@@ -467,7 +468,9 @@ class TellingObjective(FakeObjective):
 
     def __post_init__(self) -> None:
         (self.folder / f"{os.getpid()}.env").write_text(
-            "\n".join(f"{name}={os.environ.get(name)}" for name in ("OMP_NUM_THREADS", "FLAVOUR"))
+            "\n".join(
+                f"{name}={os.environ.get(name)}" for name in ("OMP_NUM_THREADS", "FLAVOUR", "CUDA_VISIBLE_DEVICES")
+            )
         )
 
 
@@ -482,7 +485,118 @@ def test_the_objective_is_built_in_the_workers_environment(tmp_path: Path) -> No
     finally:
         pool.close()
     (told,) = tmp_path.glob("*.env")
-    assert told.read_text().splitlines() == ["OMP_NUM_THREADS=2", "FLAVOUR=vanilla"]
+    hidden = "CUDA_VISIBLE_DEVICES="  # a worker that holds no GPU takes none
+    assert told.read_text().splitlines() == ["OMP_NUM_THREADS=2", "FLAVOUR=vanilla", hidden]
+
+
+def test_the_workers_environment_is_not_told_to_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sees the dashboard or Ray's logs would read it there."""
+    options: list[Mapping[str, Any]] = []
+
+    def record(**given: Any) -> Any:
+        options.append(given)
+        return actor_class.options(**given)
+
+    actor_class = ray_pool_module._ACTOR_CLASS
+    monkeypatch.setattr(ray_pool_module, "_ACTOR_CLASS", SimpleNamespace(options=record))
+    RayPool(_setup(tmp_path), num_workers=1, worker_env={"WANDB_API_KEY": "hush"}).close()
+    assert options
+    assert "hush" not in repr(options)
+
+
+@pytest.fixture
+def wishes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int]]:
+    """What the autoscaler is asked for: the GPUs of a worker, and how many workers."""
+    made: list[tuple[float, int]] = []
+    monkeypatch.setattr(cluster, "ask_autoscaler", lambda shape, gpus, num_workers: made.append((gpus, num_workers)))
+    return made
+
+
+def test_a_wish_that_is_withdrawn_is_not_made_again(tmp_path: Path, wishes: list[tuple[float, int]]) -> None:
+    clock = ManualClock()
+    pool = RayPool(_setup(tmp_path), num_workers=2, address="auto", clock=clock)
+    try:
+        assert wishes == [(0.0, 2)]
+        pool.withdraw_wish()
+        assert wishes == [(0.0, 2), (0.0, 0)]
+        clock.advance(ray_pool_module.LOOK_EVERY_S)
+        pool.poll(0.0)
+        pool.resize(1, 9)
+    finally:
+        pool.close()
+    assert wishes == [(0.0, 2), (0.0, 0)]
+
+
+def test_workers_that_never_come_up_are_not_waited_for_without_end(
+    tmp_path: Path, wishes: list[tuple[float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They leave their places again and again, so that there is nearly always one that starts."""
+    monkeypatch.setattr(ray_pool_module, "_ACTOR_CLASS", ray.remote(concurrency_groups={"pulse": 1})(_Unstartable))
+    clock = ManualClock()
+    pool = RayPool(_setup(tmp_path), num_workers=1, address="auto", clock=clock)
+    try:
+        told = r"^for 30 minutes no worker came up: [\d.]+: a worker could not start \(OSError: no space left\); see"
+        with pytest.raises(SweepAbortedError, match=told):
+            _wait_an_hour(pool, clock)
+    finally:
+        pool.close()
+
+
+def _wait_an_hour(pool: RayPool, clock: ManualClock) -> None:
+    for _ in range(4):
+        while pool.num_workers:
+            pool.poll(5.0)
+        clock.advance(ray_pool_module.ABANDONED_AFTER_S / 2 + 1)
+        pool.poll(0.0)
+
+
+class _Unstartable(WorkerProcess):
+    def __init__(self, *arguments: object) -> None:
+        raise OSError("no space left")
+
+
+def test_gpus_that_nothing_was_said_of_are_settled_when_a_worker_fits(
+    tmp_path: Path, wishes: list[tuple[float, int]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = Node(node_id="a", address="10.0.0.1", resources={"CPU": 0})
+    gpu = Node(node_id="b", address="10.0.0.2", resources={"CPU": 8, "GPU": 1})
+    nodes, placed, clock = [head], list[tuple[Node, float | None]](), ManualClock()
+    monkeypatch.setattr(cluster, "alive_nodes", lambda: list(nodes))
+    monkeypatch.setattr(RayPool, "_add_worker", lambda self, node: placed.append((node, self._shape.gpus)))
+    pool = RayPool(_setup(tmp_path), num_workers=3, address="auto", clock=clock)
+    assert wishes == [(0.0, 3)], "of GPUs nobody knows yet"
+    nodes.append(gpu)
+    clock.advance(ray_pool_module.LOOK_EVERY_S)
+    pool.poll(0.0)
+    assert placed == [(gpu, 1.0)]
+    assert wishes[1:] == [(1.0, 3)]
+    assert "compute on CPUs" not in caplog.text
+    pool.close()
+
+    nodes[:] = [replace(head, resources={"CPU": 1})]
+    RayPool(_setup(tmp_path), num_workers=3, address="auto", clock=clock).close()
+    assert placed[1:] == [(nodes[0], 0.0)]
+    assert "all workers compute on CPUs; if GPUs may join, say worker.gpus=1" in caplog.text
+
+
+def test_a_folder_that_holds_another_run_fails_the_run_and_not_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_pool_module, "_put_probe", lambda runs: Path("/nowhere/.driver-1"))
+    setup = _setup(tmp_path)
+    lease = _lease(num_steps=10**6)
+    RunFolder(setup.runs, "run").claim(replace(lease, spec=replace(lease.spec, seed=7))).close()
+    pool = RayPool(setup, num_workers=1)
+    try:
+        failed = _until_end(pool, lease)[-1]
+        assert isinstance(failed, RunFailed)
+        assert failed.failure.kind is FailureKind.CONFIGURATION
+        assert "describes another run than the sweep does" in failed.failure.message
+        other = _lease()
+        other = replace(other, spec=replace(other.spec, run_id="other"))
+        assert isinstance(_until_end(pool, other)[-1], RunFinished), "the worker has let go of the run"
+    finally:
+        pool.close()
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from orchestrator.wandb_tracking import (
     WandbTracker,
     WandbTracking,
     fragments_of,
+    login,
     read_steps,
     resolve_key,
     resolve_mode,
@@ -90,6 +91,17 @@ def test_without_a_key_it_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "netrc").unlink()
     monkeypatch.setenv("WANDB_API_KEY", "0123456789")
     assert (resolve_mode("auto"), resolve_key()) == ("online", "WANDB_API_KEY")
+
+
+def test_the_login_of_this_machine_can_be_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert login() == {}
+    (tmp_path / "netrc").write_text("machine wandb.example.org login user password 0123456789\n")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    elsewhere = {"WANDB_BASE_URL": "https://wandb.example.org"}
+    assert login() == {"WANDB_API_KEY": "0123456789", **elsewhere}
+    monkeypatch.setenv("WANDB_API_KEY", "9876543210")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert login() == {"WANDB_API_KEY": "9876543210", "WANDB_MODE": "online", **elsewhere}
 
 
 def test_a_run_has_one_id_for_ever_and_another_in_another_folder(tmp_path: Path) -> None:
