@@ -25,8 +25,6 @@ TIMEOUT_S = 5.0
 _GCP_NOTICE_S = 30.0
 _TOKEN_LIFE_S = 60
 
-_open = build_opener(ProxyHandler({})).open  # the metadata are the instance's own, behind no proxy
-
 
 def watch(
     cloud: Cloud,
@@ -66,7 +64,8 @@ def _gcp_left_s(url: str) -> float | None:
 
 
 def _ask(question: Request) -> str:
-    with _open(question, timeout=TIMEOUT_S) as answer:
+    direct = build_opener(ProxyHandler({}))  # the metadata are the instance's own, behind no proxy
+    with direct.open(question, timeout=TIMEOUT_S) as answer:
         return str(answer.read().decode())
 
 

@@ -236,7 +236,7 @@ def make_tracking(sweep: Sweep) -> Callable[[RunSpec, Path], Tracker]:
             )
 
 
-def worker_env(sweep: Sweep) -> dict[str, str]:
+def _worker_env(sweep: Sweep) -> dict[str, str]:
     """What workers are told of this process's environment: W&B's login, and what `worker.env` names."""
     named = {name: os.environ[name] for name in sweep.config.worker.env}
     if sweep.config.tracking.kind != "wandb":
@@ -293,7 +293,7 @@ def _workers(sweep: Sweep, setup: WorkerSetup) -> Iterator[RayPool]:
             address=ray_address(),
             deadlines=settings.failures.deadlines(),
             wear=settings.failures.wear(),
-            worker_env=worker_env(sweep),
+            worker_env=_worker_env(sweep),
         )
     except UserError as error:
         source = sweep.source if error.key else None

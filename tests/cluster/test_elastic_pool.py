@@ -274,7 +274,7 @@ def test_a_cluster_without_room_is_given_up_in_the_end(make_pool: Callable[..., 
     made = make_pool(shape=WorkerShape(gpus=8), clock=clock)
     assert made.poll(0.0) == ()
     clock.advance(pool.ABANDONED_AFTER_S + 1)
-    with pytest.raises(SweepAbortedError, match=r"no node of the cluster had room for a worker \(1 CPU, 8 GPU\)"):
+    with pytest.raises(SweepAbortedError, match=r"no node of the cluster had room for one \(1 CPU, 8 GPU\)"):
         made.poll(0.0)
 
 

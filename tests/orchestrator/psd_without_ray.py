@@ -70,6 +70,12 @@ class TurnPool(LocalPool):
     def resize(self, num_workers: int | str, most_useful: int) -> None:
         print(f"resized to {num_workers} of {most_useful}", flush=True)
 
+    def withdraw_wish(self) -> None:
+        pass
+
+    def close(self, timeout_s: float | None = None) -> None:
+        super().close()
+
 
 def _wait_for(condition: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + TIMEOUT_S

@@ -73,7 +73,9 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "ray").write_text(script)
     (tmp_path / "ray").chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # is not asked: nobody listens there
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # is not asked: nobody listens there
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "asked"
 
