@@ -588,12 +588,18 @@ def test_a_folder_that_holds_another_run_fails_the_run_and_not_the_sweep(
     RunFolder(setup.runs, "run").claim(replace(lease, spec=replace(lease.spec, seed=7))).close()
     pool = RayPool(setup, num_workers=1)
     try:
-        failed = _until_end(pool, lease)[-1]
+        quick, other = (
+            replace(lease, spec=replace(lease.spec, run_id=run_id, config={**lease.spec.config, "num_steps": 5}))
+            for run_id in ("quick", "other")
+        )
+        assert isinstance(_until_end(pool, quick)[-1], RunFinished)
+        pool.submit(lease)  # expected to be as quick
+        pool.submit(other)
+        stopped, failed = pool.poll(60.0)
+        assert stopped == RunStopped(lease=other, step=0), "it is to begin elsewhere"
         assert isinstance(failed, RunFailed)
         assert failed.failure.kind is FailureKind.CONFIGURATION
         assert "describes another run than the sweep does" in failed.failure.message
-        other = _lease()
-        other = replace(other, spec=replace(other.spec, run_id="other"))
         assert isinstance(_until_end(pool, other)[-1], RunFinished), "the worker has let go of the run"
     finally:
         pool.close()
