@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -31,6 +31,7 @@ from orchestrator.study import Study, Suggestion, unfinished
 from orchestrator.trial import (
     Event,
     Failure,
+    FailureKind,
     Lease,
     RunFailed,
     RunFinished,
@@ -118,11 +119,19 @@ class _Waiting:
 
 
 @dataclass
+class _Failures:
+    """Of a run, in a row: since it last went on from a later checkpoint than before."""
+
+    from_step: int
+    counts: Counter[FailureKind] = field(default_factory=Counter)
+
+
+@dataclass
 class _Trial:
     spec: TrialSpec
     leased: dict[str, Lease] = field(default_factory=dict)  # by run id: the current lease of each
     results: dict[str, Mapping[str, float]] = field(default_factory=dict)  # final metrics by run id
-    failures: dict[str, tuple[int, int]] = field(default_factory=dict)  # by run id: how many in a row, from which step
+    failures: dict[str, _Failures] = field(default_factory=dict)  # by run id
     curve: Curve = field(default_factory=Curve)
 
 
@@ -419,10 +428,11 @@ class SweepDriver:
     def _handle_failure(self, trial: _Trial, lease: Lease, failure: Failure) -> None:
         run_id = lease.spec.run_id
         from_step = 0 if lease.resume_from is None else step_of(lease.resume_from)
-        num_in_a_row, last_step = trial.failures.get(run_id, (0, from_step))
-        num_in_a_row = num_in_a_row + 1 if from_step <= last_step else 1
-        trial.failures[run_id] = num_in_a_row, from_step
-        wait_s = self._failure_policy.retry_after_s(failure, num_in_a_row=num_in_a_row, draw=self._draw())
+        failures = trial.failures.get(run_id)
+        if failures is None or from_step > failures.from_step:
+            failures = trial.failures[run_id] = _Failures(from_step)
+        failures.counts[failure.kind] += 1
+        wait_s = self._failure_policy.retry_after_s(failure.kind, in_a_row=failures.counts, draw=self._draw())
         if wait_s is None:
             tried = f" (attempt {lease.attempt + 1})" if lease.attempt else ""
             self._fail(trial, f"{run_id}: {failure.message}{tried}")

@@ -6,6 +6,8 @@
 | out of memory | once more on a fresh worker; twice in a row fails the trial |
 | error, lost, hung | the same run elsewhere, from its last checkpoint, a few times in a row; held against the node |
 | storage, preempted | the same run again as often as it takes: neither the run's fault nor the worker's |
+
+In a row means from the same checkpoint. Each class counts its own: preemptions use up nobody's attempts.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import errno
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import RunStorageError
@@ -32,7 +34,7 @@ _STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EST
 class FailurePolicy:
     """How often a run is tried again and after which wait, when a node is suspect, when a sweep is given up."""
 
-    max_attempts: int = 3  # of one run in a row from the same checkpoint
+    max_attempts: int = 3  # of one run in a row from the same checkpoint, the first one included
     backoff_s: float = 1.0  # before the second attempt; doubles with each further one
     max_backoff_s: float = 60.0
     quarantine_after: int = 3  # failures on a node within the window
@@ -53,18 +55,18 @@ class FailurePolicy:
         if self.give_up_after < 1:
             raise ValueError(f"give_up_after must be >= 1 trial, got {self.give_up_after}")
 
-    def retry_after_s(self, failure: Failure, *, num_in_a_row: int, draw: float) -> float | None:
+    def retry_after_s(self, kind: FailureKind, *, in_a_row: Mapping[FailureKind, int], draw: float) -> float | None:
         """How long a run that failed so waits for its next attempt; None: its trial fails.
 
-        ``num_in_a_row`` are its failures from the same checkpoint, this one included; ``draw`` is uniform in [0, 1).
+        ``in_a_row`` counts its failures from the same checkpoint, this one included; ``draw`` is uniform in [0, 1).
         """
-        if failure.kind in _SETTLED:
+        if kind in _SETTLED:
             return None
-        if failure.kind is FailureKind.OUT_OF_MEMORY and num_in_a_row >= min(_MAX_OUT_OF_MEMORY, self.max_attempts):
+        if kind is FailureKind.OUT_OF_MEMORY and in_a_row[kind] >= min(_MAX_OUT_OF_MEMORY, self.max_attempts):
             return None
-        if failure.kind in _SUSPICIOUS and num_in_a_row >= self.max_attempts:
+        if kind in _SUSPICIOUS and sum(in_a_row.get(other, 0) for other in _SUSPICIOUS) >= self.max_attempts:
             return None
-        return self.wait_s(num_in_a_row, draw)
+        return self.wait_s(sum(in_a_row.values()), draw)
 
     def wait_s(self, num_in_a_row: int, draw: float) -> float:
         """Exponential backoff with jitter: between half of it and one and a half of it."""

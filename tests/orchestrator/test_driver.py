@@ -202,6 +202,27 @@ def test_a_run_that_breaks_every_worker_fails_its_trial(sweep: Sweep, reference:
     assert attempts == [0, 1, 2, 3], "the second went on from a checkpoint of the first, and counts anew"
 
 
+def test_preemptions_and_outages_use_up_no_attempts(sweep: Sweep, reference: Sequence[TrialRecord]) -> None:
+    kinds = [FailureKind.PREEMPTED, FailureKind.LOST, *[FailureKind.STORAGE] * 9, FailureKind.LOST]
+    left = [*kinds, FailureKind.OUT_OF_MEMORY, FailureKind.PREEMPTED]
+
+    def failing(pool: LocalPool) -> Any:
+        def poll(timeout_s: float) -> Sequence[Event]:
+            return [
+                RunFailed(lease=event.lease, failure=Failure(kind=left.pop(0), message="it broke"))
+                if isinstance(event, RunFailed)
+                else event
+                for event in pool.poll(timeout_s)
+            ]
+
+        return Faulty(pool, poll=poll)
+
+    sweep.faults["t0001-p00-s0"] = {"kind": "error", "at_step": 7, "times": len(left)}
+    sweep.restart(failing)
+    assert sweep.run() == reference
+    assert not left
+
+
 def test_a_configuration_fails_its_trial_at_once_and_stops_its_other_runs(
     sweep: Sweep, reference: Sequence[TrialRecord]
 ) -> None:

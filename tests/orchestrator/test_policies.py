@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,33 @@ def failure(kind: FailureKind, node: str = "") -> Failure:
 )
 def test_each_class_of_failures_has_its_number_of_attempts(kind: FailureKind, attempts: int) -> None:
     policy = FailurePolicy(max_attempts=3)
-    again = [policy.retry_after_s(failure(kind), num_in_a_row=number, draw=0.5) for number in range(1, 99)]
+    again = [policy.retry_after_s(kind, in_a_row={kind: number}, draw=0.5) for number in range(1, 99)]
     assert [wait_s is not None for wait_s in again] == [number < attempts for number in range(1, 99)]
+
+
+@pytest.mark.parametrize(
+    ("before", "last", "is_retried"),
+    [
+        ({FailureKind.PREEMPTED: 2}, FailureKind.LOST, True),
+        ({FailureKind.STORAGE: 10}, FailureKind.OUT_OF_MEMORY, True),
+        ({FailureKind.LOST: 2}, FailureKind.OUT_OF_MEMORY, True),
+        ({FailureKind.OUT_OF_MEMORY: 1, FailureKind.LOST: 1}, FailureKind.HUNG, True),
+        ({FailureKind.ERROR: 1, FailureKind.LOST: 1}, FailureKind.HUNG, False),
+        ({FailureKind.OUT_OF_MEMORY: 1, FailureKind.PREEMPTED: 5}, FailureKind.OUT_OF_MEMORY, False),
+    ],
+)
+def test_each_class_of_failures_uses_up_its_own_attempts_alone(
+    before: dict[FailureKind, int], last: FailureKind, is_retried: bool
+) -> None:
+    in_a_row = Counter(before)
+    in_a_row[last] += 1
+    wait_s = FailurePolicy(max_attempts=3).retry_after_s(last, in_a_row=in_a_row, draw=0.5)
+    assert (wait_s is not None) is is_retried
+
+
+def test_a_run_that_fails_in_different_ways_waits_longer_each_time() -> None:
+    in_a_row = {FailureKind.PREEMPTED: 2, FailureKind.LOST: 1}
+    assert FailurePolicy(backoff_s=1.0).retry_after_s(FailureKind.LOST, in_a_row=in_a_row, draw=0.5) == 4.0
 
 
 def test_waits_double_with_jitter_up_to_a_bound() -> None:
