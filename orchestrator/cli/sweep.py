@@ -200,7 +200,7 @@ def worker_setup(sweep: Sweep) -> WorkerSetup:
         runs=runs,
         checkpoints=checkpoint_store(sweep),
         tracker=make_tracking(sweep),
-        checkpoint_every=sweep.experiment["checkpoint_every"],
+        checkpoint_every=sweep.config.checkpoint_every,
         memory_bytes=measure_memory,
     )
 

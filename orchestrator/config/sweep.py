@@ -27,7 +27,8 @@ Seed = Annotated[int, Range(low=0, high=2**63 - 1)]
 PopulationSize = Annotated[int, Range(low=2)]
 VARIANT = "variant"  # the one parameter of a trial in a sweep of named variants
 DEFAULT_TRIALS = 12
-# What may change between two starts of one sweep; everything else defines it.
+# What may change between two starts of one sweep; everything else defines it. None of it is a run's, which would be
+# another run with it.
 CHANGEABLE = (
     "trials",
     "budget",
@@ -157,6 +158,7 @@ class SweepConfig:
     share_study: bool = False
     tracking: TrackingConfig = TrackingConfig()
     failures: FailuresConfig = FailuresConfig()
+    checkpoint_every: Count = 50  # steps; each experiment has its own
     checkpoints: CheckpointsConfig = CheckpointsConfig()
 
     def __post_init__(self) -> None:

@@ -61,7 +61,6 @@ class ExperimentConfig:
     optimization: OptimizationConfig = OptimizationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     prompting: PromptingConfig = PromptingConfig()
-    checkpoint_every: Count = 50
 
     def __post_init__(self) -> None:
         if "train" not in self.rewards:

@@ -12,14 +12,17 @@ import yaml
 
 from orchestrator import config
 from orchestrator.config import Sweep
+from orchestrator.config.sweep import CHANGEABLE
 from orchestrator.errors import UserError
 from orchestrator.experiment_config.distillation import PreferenceWeightingConfig, SingleWeightingConfig
 from orchestrator.experiment_config.experiment import experiment
 from orchestrator.experiment_config.schedules import CosineConfig, LinearConfig
 from orchestrator.goals import Goal
 from orchestrator.report.tables import as_overrides
+from orchestrator.run_folder import RunFolder
 from orchestrator.search_space import CategoricalDomain, Condition, FloatDomain, IntDomain
 from orchestrator.study import Suggestion
+from orchestrator.trial import Lease
 
 ROOT = Path(__file__).parents[2]
 GUIDANCE, SCALE = "distillation.guidance_scale", "distillation.weighting.scale"
@@ -411,6 +414,35 @@ def test_a_sweep_comes_back_from_its_output_folder(tmp_path: Path) -> None:
         UserError, match=r"command line: scene.resolution: cannot change on resume; only trials, budget, workers"
     ):
         config.load_output(tmp_path / "out", ["scene.resolution=24"])
+
+
+CHANGES = {
+    "trials": ["trials=30"],
+    "budget": ["budget.hours=2"],
+    "workers": ["workers=1"],
+    "worker": ["worker.cpus=2"],
+    "tracking": ["tracking.kind=none"],
+    "storage": ["storage=postgresql://me@host/db"],
+    "share_study": ["storage=postgresql://me@host/db", "share_study=true"],
+    "checkpoint_every": ["checkpoint_every=7"],
+    "checkpoints": ["checkpoints.keep=5"],
+    "failures": ["failures.max_attempts=9"],
+}
+
+
+@pytest.mark.parametrize("key", [key for key in CHANGEABLE if key != "output"])
+def test_what_may_change_between_two_starts_leaves_the_runs_as_they_are(tmp_path: Path, key: str) -> None:
+    sweep = load(tmp_path, f"output={tmp_path / 'out'}")
+    config.claim_output(sweep)
+    suggestion = Suggestion(number=0, params={GUIDANCE: 7.0})
+    [run] = config.plan_trial(sweep, suggestion).runs
+    folder = RunFolder(tmp_path / "out" / "runs", run.run_id)
+    folder.claim(Lease(spec=run)).close()
+    changed = config.load_output(tmp_path / "out", CHANGES[key])
+    assert changed.to_plain()[key] != sweep.to_plain()[key]
+    [again] = config.plan_trial(changed, suggestion).runs
+    assert folder.describes(again)
+    folder.claim(Lease(spec=again, sitting=1)).close()
 
 
 def test_a_searched_kind_makes_branches_with_their_own_settings(tmp_path: Path) -> None:
