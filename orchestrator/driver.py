@@ -149,7 +149,7 @@ class SweepDriver:
         runs: the folder that holds a folder for each run; the workers' ``WorkerSetup.runs``.
         on_event: told of everything that counts, in order; never of events of a lease that is no longer current.
         draw: uniform in [0, 1), for the jitter of waits.
-        keeps_checkpoints: whether those of finished runs stay.
+        keeps_checkpoints: whether those of complete and pruned trials stay; failed ones keep theirs, to be tried again.
     """
 
     def __init__(
@@ -190,6 +190,8 @@ class SweepDriver:
         self._trials: dict[int, _Trial] = {}  # those underway, oldest first
         self._waiting: deque[_Waiting] = deque()
         self._leased_at_s: dict[str, float] = {}  # by run id, oldest first
+        self._leaving: dict[str, Lease] = {}  # by run id: with a worker still, while its trial is over
+        self._pruned: set[int] = set()  # and told
         self._num_workers = 0  # that were at work at once
         self._mean_run_s: float | None = None
         self._to_tell: deque[Callable[[], None]] = deque()  # operations on the study that workers need not wait for
@@ -221,11 +223,16 @@ class SweepDriver:
         has_asked_or_told = self._consult_study()
         if has_asked_or_told:
             self._hand_over()
-        elif self._is_done():
+        elif self.is_done:
             return False
         for event in self._pool.poll(0.0 if has_asked_or_told else timeout_s):
             self._handle(event)
         return True
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every trial has ended, was told, and has left its workers, and no other is to begin."""
+        return not (self._trials or self._to_tell or self._leaving or self._may_start_trial())
 
     @property
     def stop_reason(self) -> str | None:
@@ -262,9 +269,6 @@ class SweepDriver:
 
     def _leases(self) -> list[Lease]:
         return [lease for trial in self._trials.values() for lease in trial.leased.values()]
-
-    def _is_done(self) -> bool:
-        return not (self._trials or self._to_tell or self._may_start_trial())
 
     # Fill
 
@@ -398,6 +402,7 @@ class SweepDriver:
         spec = event.lease.spec
         trial = self._trials.get(spec.trial)
         if trial is None or trial.leased.get(spec.run_id) != event.lease:
+            self._note_left(event)
             return  # of a lease that is no longer current: the run went elsewhere, or its trial is settled
         if not isinstance(event, RunProgressed):
             del trial.leased[spec.run_id]
@@ -418,6 +423,14 @@ class SweepDriver:
                 with suppress(OSError):  # the message goes its own way
                     RunFolder(self._runs, spec.run_id).add_error(event.lease, failure)
                 self._handle_failure(trial, event.lease, failure)
+
+    def _note_left(self, event: Event) -> None:
+        """A worker that lets go of a run may have written one more checkpoint."""
+        run = event.lease.spec
+        if not isinstance(event, RunProgressed) and self._leaving.get(run.run_id) == event.lease:
+            del self._leaving[run.run_id]
+            if run.trial in self._pruned:
+                self._tidy([run.run_id])
 
     def _note_duration(self, run_id: str) -> None:
         leased_at_s = self._leased_at_s.pop(run_id, None)
@@ -517,6 +530,8 @@ class SweepDriver:
             self._note_end(number, (), feasible=True)
             self._num_succeeded += 1
             self._on_event(TrialPruned(number=number, reason=reason))
+            self._pruned.add(number)
+            self._tidy([run.run_id for run in trial.spec.runs if run.run_id not in self._leaving])
 
         self._to_tell.append(tell)
 
@@ -551,7 +566,7 @@ class SweepDriver:
     def _mean(self, trial: _Trial, metric: str) -> float:
         return mean([trial.results[run.run_id][metric] for run in trial.spec.runs if run.run_id in trial.results])
 
-    def _tidy(self, run_ids: list[str]) -> None:
+    def _tidy(self, run_ids: Sequence[str]) -> None:
         for run_id in [] if self._keeps_checkpoints else run_ids:
             with suppress(OSError):  # what stays costs space and nothing else
                 self._checkpoints.remove(run_id)
@@ -562,6 +577,7 @@ class SweepDriver:
         self._waiting = deque(waiting for waiting in self._waiting if waiting.run.trial != trial.spec.number)
         for lease in trial.leased.values():
             self._leased_at_s.pop(lease.spec.run_id, None)
+            self._leaving[lease.spec.run_id] = lease
             self._pool.cancel(lease)
 
     def _fail(self, trial: _Trial, reason: str) -> None:

@@ -643,6 +643,43 @@ def test_checkpoints_of_settled_trials_may_go(sweep: Sweep, keeps: bool) -> None
     assert (sweep.checkpoints.latest("t0001-p00-s0") is not None) is keeps
 
 
+@pytest.mark.parametrize("number", [1, NUM_TRIALS - 1])
+def test_checkpoints_of_pruned_trials_may_go_and_those_of_failed_ones_stay(sweep: Sweep, number: int) -> None:
+    sweep.keeps_checkpoints = False
+    sweep.watch = Watch(curve_metric="eval/score")
+    sweep.study.prunes = lambda asked, curve: asked == number and max(curve) >= 15
+    sweep.faults["t0002-p00-s0"] = {"kind": "value_error", "at_step": 17}
+    sweep.restart()
+    assert [record.state for record in sweep.run()].count("pruned") == 1
+    left = {
+        run_id: step_of(location)
+        for run_id in (f"t{trial:04d}-p{index:02d}-s0" for trial in range(NUM_TRIALS) for index in range(2))
+        if (location := sweep.checkpoints.latest(run_id)) is not None
+    }
+    assert left == {"t0002-p00-s0": 10, "t0002-p01-s0": 15}, "the other run of the failed trial was checkpointed, too"
+
+
+def test_a_sweep_ends_when_the_runs_of_its_last_failed_trial_are_checkpointed(sweep: Sweep) -> None:
+    def pausing_after_a_failure(pool: LocalPool) -> Any:
+        pause: list[Event] = []
+
+        def poll(timeout_s: float) -> Sequence[Event]:
+            if pause:
+                pause.pop()
+                return ()
+            events = pool.poll(timeout_s)
+            pause.extend([event for event in events if isinstance(event, RunFailed)] * 3)
+            return events
+
+        return Faulty(pool, poll=poll)
+
+    sweep.faults[f"t{NUM_TRIALS - 1:04d}-p01-s0"] = {"kind": "value_error", "at_step": 17}
+    sweep.restart(pausing_after_a_failure)
+    sweep.run()
+    assert step_of(sweep.checkpoints.latest(f"t{NUM_TRIALS - 1:04d}-p00-s0") or "step-000000") == 20
+    assert sweep.pool.num_idle == 2
+
+
 def test_when_time_is_up_what_has_begun_is_finished(sweep: Sweep) -> None:
     sweep.budget = Budget(max_trials=NUM_TRIALS, max_seconds=10)
     sweep.restart()
