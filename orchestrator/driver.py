@@ -256,7 +256,7 @@ class SweepDriver:
             self._pool.cancel(lease)
         saved: list[Lease] = []
         deadline_s = self._clock.now_s + timeout_s
-        while self._leases() and self._clock.now_s < deadline_s:
+        while (self._leases() or self._leaving) and self._clock.now_s < deadline_s:
             for event in self._pool.poll(min(deadline_s - self._clock.now_s, 0.5)):
                 self._handle(event)
                 if isinstance(event, RunStopped | RunFinished):

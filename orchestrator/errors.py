@@ -37,5 +37,9 @@ class RunStorageError(Exception):
     """Where a run keeps its files is full or does not answer: neither the run nor its worker is at fault, try again."""
 
 
+class StudyMissingError(Exception):
+    """There are runs, but not the study that they are of: find it; a new one would begin again beside them."""
+
+
 class SupersededError(Exception):
     """A newer lease of the run is at work, or this one was executed before: leave the run alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 _FILES = ("journal:", "sqlite:")
 # Where a password ends. A database's may hold any @ and slash but the last @; of files the path may hold one, too.
@@ -29,6 +30,15 @@ def check(url: str) -> None:
         raise ValueError(f"{wanted}; there is no kind of database {url.partition(':')[0]!r}") from None
     except (SQLAlchemyError, ValueError):
         raise ValueError(wanted) from None
+
+
+def anchored(url: str) -> str:
+    """The same from whichever folder it is used: a file's by its absolute path."""
+    scheme, slashes, place = url.partition(":///")
+    path, mark, query = place.partition("?")
+    if not url.startswith(_FILES) or path == ":memory:":
+        return url
+    return f"{scheme}{slashes}{Path(path).resolve()}{mark}{query}"
 
 
 def without_password(url: str, in_user: re.Pattern[str] = OF_DATABASE) -> str:

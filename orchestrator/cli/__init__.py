@@ -23,6 +23,7 @@ Text-to-3D by Preference Score Distillation, and sweeps over its settings.
   psd set outputs/cfg_scale trials=80               change its budgets or workers while it runs
   psd stop outputs/cfg_scale                        what Ctrl-C does, from another terminal or another host
   psd resume outputs/cfg_scale                      go on after Ctrl-C, a crash or a reboot
+  psd resume outputs/cfg_scale --retry-failed       try failed trials again, from their last checkpoints
   psd cluster check sweeps/cfg_scale.yaml           do the nodes of a cluster have what it takes?
   psd sync outputs/cfg_scale                        upload to W&B what it has not got yet
 """
@@ -30,7 +31,7 @@ Text-to-3D by Preference Score Distillation, and sweeps over its settings.
 _OVERRIDES = """\
 Overrides are Hydra's: `key=value`, lists as 'prompts=[a red cube,a blue torus]'. All keys: docs/sweep-files.md
 """
-_OPTIONS = ("--dry-run", "--format", "--resolution", "--tokenizer", "--base", "--help")
+_OPTIONS = ("--dry-run", "--retry-failed", "--format", "--resolution", "--tokenizer", "--base", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +62,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         case "resume":
             from orchestrator.cli.sweep import resume_command
 
-            return resume_command(arguments.output, arguments.overrides)
+            return resume_command(arguments.output, arguments.overrides, retry_failed=arguments.retry_failed)
         case "status":
             from orchestrator.cli.status import status_command
 
@@ -155,6 +156,9 @@ def _add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     resume = commands.add_parser("resume", help="go on with a sweep that stopped", formatter_class=raw)
     resume.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="for example outputs/cfg_scale")
     _add_overrides(resume, "what may change: trials=24, workers=1, tracking.kind=none")
+    resume.add_argument(
+        "--retry-failed", action="store_true", help="try failed trials again, from their runs' last checkpoints"
+    )
 
     status = commands.add_parser("status", help="how far a sweep is, and its best so far")
     status.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="for example outputs/cfg_scale")

@@ -14,9 +14,9 @@ import tenacity
 
 from orchestrator import config
 from orchestrator.config import Sweep
-from orchestrator.errors import StudyUnavailableError, SweepAbortedError, UserError
+from orchestrator.errors import StudyMissingError, StudyUnavailableError, SweepAbortedError, UserError
 from orchestrator.pruning import Watch, WilcoxonPruning
-from orchestrator.study import Study, TrialRecord
+from orchestrator.study import TrialRecord
 from orchestrator.warm_start import KnownPoint, known_points
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def open_study(sweep: Sweep) -> Iterator[Study]:
+def open_study(sweep: Sweep) -> Iterator[OptunaStudy]:
     """A server that is away is waited for.
 
     Raises:
@@ -41,15 +41,17 @@ def open_study(sweep: Sweep) -> Iterator[Study]:
 
 
 @contextmanager
-def _opened(sweep: Sweep) -> Iterator[Study]:
+def _opened(sweep: Sweep) -> Iterator[OptunaStudy]:
     """Raises:
     UserError: as above.
     StudyUnavailableError: the study's server, or that of the one to learn from, is away.
     """
-    from orchestrator.optuna_study import answered, claim_study
+    from orchestrator.optuna_study import answered, claim_study, exists
 
     with ExitStack() as stack:
         try:
+            if _has_runs(sweep) and not exists(sweep.storage_url):
+                raise StudyMissingError(sweep.config.name)
             granted = claim_study(sweep.storage_url, sweep.config.name, shared=sweep.config.share_study)
             claim = stack.enter_context(granted)
             if claim is None:
@@ -60,9 +62,20 @@ def _opened(sweep: Sweep) -> Iterator[Study]:
                     remedy="wait for it, use another `name`, or on PostgreSQL let both set share_study=true",
                 )
             study = stack.enter_context(closing(answered(partial(_open, sweep, claim))))
+        except StudyMissingError:
+            raise UserError(
+                f"{sweep.output} holds runs, but {sweep.shown_storage} has no study {sweep.config.name} of them",
+                file=sweep.source,
+                key="storage",
+                remedy="give the storage that has it, or another `output` to begin again",
+            ) from None
         except ValueError as error:
             raise UserError(str(error), file=sweep.source, key="storage") from None
         yield study
+
+
+def _has_runs(sweep: Sweep) -> bool:
+    return any((sweep.output / "runs").glob("*/spec.json"))
 
 
 def _open(sweep: Sweep, claim: Claim) -> OptunaStudy:
@@ -83,11 +96,12 @@ def _open(sweep: Sweep, claim: Claim) -> OptunaStudy:
         pruning=search.pruning,
         num_steps=sweep.experiment["optimization"]["num_steps"],
         start=search.start,
-        known=_known_points(sweep),
+        known=partial(_known_points, sweep),
         owner=config.output_id(sweep),
         shared=sweep.config.share_study,
         claim=claim,
         fingerprint=sweep.fingerprint(),
+        must_exist=_has_runs(sweep),
     )
 
 

@@ -29,8 +29,8 @@ def status_command(output: Path) -> int:
     settings = sweep.config
     rows = trial_rows(records, sweep.goals)
     counts = Counter(record.state for record in records)
-    settled = counts.total() - counts["running"]
-    state = "running" if holder(output) else "finished" if settled >= sweep.num_trials else "stopped"
+    is_over = not counts["running"] and counts.total() >= sweep.num_trials
+    state = "running" if holder(output) else "finished" if is_over else "stopped"
     others = "".join(f", {counts[name]} {name}" for name in ("pruned", "failed") if counts[name] or name == "failed")
     console.print(
         f"[bold]{settings.name}[/bold]: {state}, {counts['complete']}/{sweep.num_trials} trials{others}",
@@ -52,6 +52,8 @@ def status_command(output: Path) -> int:
             f"\nbest so far: trial {best.number}, {text}, {format_params(best.params)}", highlight=False, soft_wrap=True
         )
     lines = where_to_look(sweep)
+    if state != "running" and counts["failed"]:
+        lines.insert(0, ("try again", f"{typed('psd')} resume {output} --retry-failed"))
     if state == "stopped":
         lines.insert(0, ("go on", f"{typed('psd')} resume {output}"))
     console.print()

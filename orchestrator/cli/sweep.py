@@ -31,7 +31,7 @@ from orchestrator.psd_inputs import check_inputs
 from orchestrator.psd_objective.worker_side import make_objective, measure_memory
 from orchestrator.report.tables import as_overrides, best_rows, best_yaml, terminal_table, trial_rows, trials_csv
 from orchestrator.schema import ConfigError, join
-from orchestrator.study import Study, TrialRecord
+from orchestrator.study import Study, TrialRecord, unfinished
 from orchestrator.sweep_lock import HeldError, held
 from orchestrator.tracking import Tracker, track_nothing
 from orchestrator.trial import RunSpec
@@ -55,14 +55,14 @@ def sweep_command(file: Path, overrides: Sequence[str], *, dry_run: bool) -> int
     return run_sweep(sweep, Console())
 
 
-def resume_command(output: Path, overrides: Sequence[str]) -> int:
+def resume_command(output: Path, overrides: Sequence[str], *, retry_failed: bool) -> int:
     sweep = config.load_output(output, overrides)
     check(sweep)
     if sweep.is_asset:
         from orchestrator.cli.asset import make_asset
 
-        return make_asset(sweep, Console())
-    return run_sweep(sweep, Console())
+        return make_asset(sweep, Console())  # which goes on in any case
+    return run_sweep(sweep, Console(), retry_failed=retry_failed)
 
 
 def check(sweep: Sweep) -> None:
@@ -123,20 +123,24 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def run_sweep(sweep: Sweep, console: Console) -> int:
+def run_sweep(asked: Sweep, console: Console, *, retry_failed: bool = False) -> int:
     """The exit status."""
-    with hold(sweep):
-        goes_on = config.claim_output(sweep)
+    with hold(asked):
+        goes_on = config.holds(asked)
+        sweep = config.as_held(asked) if goes_on else config.claim_output(asked)
         with open_study(sweep) as study:
+            config.claim_output(asked)  # what is new in it is kept once the study could be opened
+            if retry_failed:
+                patiently(study.retry_failed)
             records = patiently(study.records)
             _greet(sweep, records if goes_on else [], console)
-            over = _num_settled(records) >= sweep.num_trials
+            over = _is_over(sweep, records)
             stopped = None if over else _drive(sweep, study, console)
             records = patiently(study.records)
             conclude(sweep, records, console)
         if stopped is None and not over:
             _track_trials(sweep, records, console)
-    if stopped is not None and _num_settled(records) < sweep.num_trials:
+    if stopped is not None:
         text = f"\n{_what_is_kept(stopped)}. Go on with:  {typed('psd')} resume {sweep.output}"
         console.print(text, highlight=False, soft_wrap=True)
         return INTERRUPTED
@@ -326,7 +330,7 @@ def ray_address() -> str | None:
 def _loop(
     sweep: Sweep, driver: SweepDriver, pool: RayPool, view: SweepView, display: Display, interrupt: Interrupt
 ) -> Stopped | None:
-    live, saved_s = LiveSettings(sweep), time.monotonic()
+    live, saved_s, stopped = LiveSettings(sweep), time.monotonic(), None
     while not interrupt.requested:
         display.tick()
         if (changed := live.changed()) is not None:
@@ -336,13 +340,16 @@ def _loop(
             _save_spent(driver, sweep)
             saved_s = time.monotonic()
         if not driver.step(timeout_s=0.25):
-            view.ended_by = driver.stop_reason if view.counts.total() < view.num_trials else None
-            display.tick()
-            return None
-    pool.withdraw_wish()  # before anything that takes time: whoever asks for a stop may kill within seconds
-    view.stopping = True
+            break
+    else:
+        pool.withdraw_wish()  # before anything that takes time: whoever asks for a stop may kill within seconds
+        view.stopping = True
+        display.tick()
+        stopped = driver.stop(STOP_TIMEOUT_S)
+    if driver.is_done and view.counts.total() < view.num_trials:
+        view.ended_by = driver.stop_reason
     display.tick()
-    return driver.stop(STOP_TIMEOUT_S)
+    return None if driver.is_done else stopped
 
 
 def _save_spent(driver: SweepDriver, sweep: Sweep) -> None:
@@ -391,13 +398,17 @@ def _num_settled(records: Sequence[TrialRecord]) -> int:
     return sum(record.state != "running" for record in records)
 
 
+def _is_over(sweep: Sweep, records: Sequence[TrialRecord]) -> bool:
+    return _num_settled(records) >= sweep.num_trials and not unfinished(records)
+
+
 def _greet(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> None:
     settings = sweep.config
     runs = len(settings.prompts) * len(settings.seeds)
     text = f"[bold]{settings.name}[/bold]: {_count(sweep.num_trials, 'trial')} of {_count(runs, 'run')}"
     console.print(f"{text}, {', '.join(map(str, sweep.goals))}, into {sweep.output}", highlight=False)
     num_settled = _num_settled(records)
-    if num_settled >= sweep.num_trials:
+    if _is_over(sweep, records):
         more = f"{typed('psd')} resume {sweep.output} trials={2 * num_settled}"
         console.print(f"All is done. For more trials:  {more}", highlight=False, soft_wrap=True)
     elif records:
@@ -419,6 +430,8 @@ def conclude(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> 
         text = f"The results could not be written ({error}). Again, when there is room:  {again}"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
     lines = where_to_look(sweep)
+    if any(record.state == "failed" for record in records):
+        lines.insert(0, ("try again", f"{typed('psd')} resume {sweep.output} --retry-failed"))
     if best and best[0].params:
         lines.insert(0, ("try the best", best_command(sweep, best[0])))
     console.print()

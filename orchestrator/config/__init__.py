@@ -2,7 +2,7 @@
 
 from orchestrator.config.composition import CONF
 from orchestrator.config.loading import load, load_asset, load_output
-from orchestrator.config.output import check_output, claim_output, holds, output_id
+from orchestrator.config.output import as_held, check_output, claim_output, holds, output_id
 from orchestrator.config.sweep import VARIANT, Sweep, SweepConfig
 from orchestrator.config.trials import as_asset_settings, experiments, own_settings, plan_trial, resolve
 
@@ -12,6 +12,7 @@ __all__ = [
     "Sweep",
     "SweepConfig",
     "as_asset_settings",
+    "as_held",
     "check_output",
     "claim_output",
     "experiments",

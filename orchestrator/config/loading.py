@@ -78,7 +78,7 @@ def load_output(output: Path, overrides: Sequence[str] = ()) -> Sweep:
             raise UserError(f"cannot change on resume{guess}", file="command line", key=key)
         if not _assign(plain, key, value):
             raise UserError("unknown key", file="command line", key=key)
-    sweep = checked({**plain, "output": str(output)}, overrides, str(file))
+    sweep = replace(checked({**plain, "output": str(output)}, overrides, str(file)), is_recorded=True)
     return _as_asset(sweep) if holds_asset(output) else sweep
 
 

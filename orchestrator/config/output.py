@@ -4,34 +4,79 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator import durable
-from orchestrator.config.sweep import CHANGEABLE, Sweep
+from orchestrator.config.checking import checked
+from orchestrator.config.sweep import CHANGEABLE, LIVE, Sweep
 from orchestrator.errors import UserError
 from orchestrator.settings import leaves
+from orchestrator.storage_url import anchored
 
 
-def claim_output(sweep: Sweep) -> bool:
+def claim_output(sweep: Sweep) -> Sweep:
     """Make the output folder this sweep's own, or find that it is already: then the sweep goes on where it stopped.
+
+    Returns it as the folder holds it from now on.
 
     Raises:
         UserError: the folder belongs to another sweep, or to something else.
     """
     file = sweep.output / "sweep.json"
-    known = file.is_file()
+    known = _known(sweep)
     if known:
         check_output(sweep)
+    held = as_held(sweep)
     record = {
-        "id": output_id(sweep) if known else uuid.uuid4().hex[:8],
+        "id": known.get("id") or uuid.uuid4().hex[:8],
         "fingerprint": sweep.fingerprint(),
         "is_asset": sweep.is_asset,
-        "sweep": sweep.to_plain(),
+        "asked": known.get("asked", _live(sweep)) if sweep.is_recorded else _live(sweep),
+        "sweep": held.to_plain(),
     }
     sweep.output.mkdir(parents=True, exist_ok=True)
     durable.write_text(file, json.dumps(record, indent=2) + "\n")
-    return known
+    return held
+
+
+def as_held(sweep: Sweep) -> Sweep:
+    """The sweep as its output folder would hold it, the same from every working directory.
+
+    What `psd set` or `psd resume` changed of what may change while it runs stays, until a file and a command line ask
+    for something else of it than they did before.
+    """
+    storage, checkpoints = sweep.config.storage, sweep.config.checkpoints
+    if storage is not None:
+        storage = anchored(storage)
+    if checkpoints.location is not None and "://" not in checkpoints.location:
+        checkpoints = replace(checkpoints, location=str(Path(checkpoints.location).resolve()))
+    config = replace(
+        sweep.config, storage=None if storage == sweep.own_storage_url else storage, checkpoints=checkpoints
+    )
+    return replace(sweep, config=replace(config, **_changed_since_asked(sweep)))
+
+
+def _changed_since_asked(sweep: Sweep) -> dict[str, Any]:
+    known, asked = _known(sweep), _live(sweep)
+    before = known.get("asked", {})
+    kept = [name for name in LIVE if not sweep.is_recorded and name in before and before[name] == asked[name]]
+    if not kept:
+        return {}
+    recorded = checked(known["sweep"], (), str(sweep.output / "sweep.json")).config
+    return {name: getattr(recorded, name) for name in kept}
+
+
+def _known(sweep: Sweep) -> dict[str, Any]:
+    """What the output folder holds; nothing before it was claimed."""
+    file = sweep.output / "sweep.json"
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+def _live(sweep: Sweep) -> dict[str, Any]:
+    plain = sweep.to_plain()
+    return {name: plain[name] for name in LIVE}
 
 
 def output_id(sweep: Sweep) -> str:

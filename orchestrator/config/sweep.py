@@ -42,6 +42,7 @@ CHANGEABLE = (
     "checkpoints",
     "failures",
 )
+LIVE = ("trials", "budget", "workers")  # of these, what may change while the sweep runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +186,7 @@ class Sweep:
     space: SearchSpace
     source: str
     is_asset: bool = False  # made by `psd run`: one run, no search and no study
+    is_recorded: bool = False  # read from its output folder, not from a file or a prompt
 
     @property
     def output(self) -> Path:
@@ -242,7 +244,12 @@ class Sweep:
 
     @property
     def storage_url(self) -> str:
-        return self.config.storage or f"journal:///{self.output.resolve() / 'study.journal'}"
+        return self.config.storage or self.own_storage_url
+
+    @property
+    def own_storage_url(self) -> str:
+        """In the output folder, with which it may be moved."""
+        return f"journal:///{self.output.resolve() / 'study.journal'}"
 
     @property
     def shown_storage(self) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.samplers import (
     BaseSampler,
     CmaEsSampler,
@@ -21,10 +19,8 @@ from optuna.samplers import (
     RandomSampler,
     TPESampler,
 )
-from optuna.trial import FrozenTrial
 
 from orchestrator.search_space import SearchSpace
-from orchestrator.trial import Scalar
 
 SamplerKind = Literal["tpe", "gp", "cmaes", "nsga2", "nsga3", "qmc", "random", "grid"]
 
@@ -35,29 +31,6 @@ class Sampling:
     seed: int = 0
     startup_trials: int = 6  # drawn at random before a model is made: tpe, gp, cmaes
     population_size: int = 20  # nsga2, nsga3
-
-
-class GridSampler(BaseSampler):
-    """Trial n gets point n, so that a restart, or a second driver, goes on where the last one stopped.
-
-    Optuna's own draws points at random among those not yet visited, and ends the study from within ``tell``.
-    """
-
-    def __init__(self, points: Sequence[Mapping[str, Scalar]]) -> None:
-        self._points = points
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self._points[trial.number % len(self._points)][param_name]
 
 
 def make_sampler(sampling: Sampling, space: SearchSpace, *, num_trials: int, stream: str) -> BaseSampler:
@@ -89,10 +62,8 @@ def make_sampler(sampling: Sampling, space: SearchSpace, *, num_trials: int, str
                 return NSGAIIISampler(seed=seed, population_size=population_size)
             case "qmc":  # one sequence for all drivers and restarts; the storage knows how far it is
                 return QMCSampler(seed=sampling.seed, scramble=True, warn_independent_sampling=False)
-            case "random":
+            case "random" | "grid":  # the points of a grid are given, as start points are
                 return RandomSampler(seed=seed)
-            case "grid":
-                return GridSampler(space.points())
 
 
 def _seed(seed: int, num_trials: int, stream: str) -> int:

@@ -10,9 +10,12 @@ from typing import Any, Literal, TypeVar
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from orchestrator.errors import StudyMissingError
 from orchestrator.optuna_study.claims import Claim, LastingClaim
+from orchestrator.optuna_study.numbering import RETRIES, SOURCE, Numbering
 from orchestrator.optuna_study.pruners import WatchedStudy, make_pruner
 from orchestrator.optuna_study.samplers import Sampling, make_sampler
 from orchestrator.optuna_study.storage import answered, close_storage, exists, make_lasting, open_storage
@@ -24,7 +27,7 @@ from orchestrator.warm_start import KnownPoint
 
 Direction = Literal["maximize", "minimize"]
 T = TypeVar("T")
-OWNER, TOKEN, SOURCE = "owner", "token", "source"  # user attributes of ours, beside those of a trial's results
+OWNER, TOKEN = "owner", "token"  # user attributes of ours, beside those of a trial's results
 FINGERPRINT = "fingerprint"  # a study's
 _STATES = {
     TrialState.RUNNING: "running",
@@ -44,13 +47,16 @@ class OptunaStudy:
         directions: one for each goal.
         num_steps: the length of a run, for the pruners that need it.
         start: points to try first; what a point leaves open is sampled.
-        known: points of earlier studies, for the sampler to learn from; they are no trials of this study.
+        known: points of earlier studies, for the sampler to learn from; they are no trials of this study. Asked for
+            only while it has none of its own.
         owner: tells the drivers of a shared study apart; the same after a restart.
         shared: other drivers may be at work on the study: their running trials are left alone.
         claim: of this driver to the study, confirmed before each use; None: nobody else can use it.
         fingerprint: of the sweep whose trials these are; None: of any.
+        must_exist: it is not made where it is not there.
 
     Raises:
+        StudyMissingError: it is not there, and must be.
         ValueError: the storage cannot be opened, or its study of that name has other directions or is another sweep's.
     """
 
@@ -65,19 +71,25 @@ class OptunaStudy:
         pruning: Pruning | None = None,
         num_steps: int = 1,
         start: Sequence[Mapping[str, Scalar]] = (),
-        known: Sequence[KnownPoint] = (),
+        known: Callable[[], Sequence[KnownPoint]] | None = None,
         owner: str = "",
         shared: bool = False,
         claim: Claim | None = None,
         fingerprint: str | None = None,
+        must_exist: bool = False,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._space, self._start = space, start
+        sampling = sampling or Sampling()
+        self._space = space
+        self._points = space.points() if sampling.kind == "grid" else start  # trial n gets point n
         self._owner, self._shared, self._claim = owner, shared, claim or LastingClaim()
         self._token: str | None = None
         self._distributions = {key: as_distribution(domain) for key, domain in space.domains.items()}
         self._backend = None if storage_url is None else open_storage(storage_url)
         self._storage = optuna.storages.get_storage(self._backend)  # with a cache where it is a database
+        if must_exist and not _has_study(self._storage, name):
+            self.close()
+            raise StudyMissingError(name)
         optuna.create_study(study_name=name, storage=self._storage, directions=list(directions), load_if_exists=True)
         pruner = make_pruner(pruning or NoPruning(), num_steps=num_steps)
         self._study = WatchedStudy(name=name, storage=self._storage, pruner=pruner)
@@ -89,16 +101,14 @@ class OptunaStudy:
             raise ValueError(f"the study {name} is of a sweep with other settings; use another name")
         if fingerprint is not None and FINGERPRINT not in self._study.user_attrs:
             self._study.set_user_attr(FINGERPRINT, fingerprint)
-        self._import(known)
+        if known is not None:
+            self._import(known)
         trials = self._trials()
         for trial in trials:
             self._shrink(trial)
-        self._study.sampler = make_sampler(
-            sampling or Sampling(), space, num_trials=len(trials), stream=owner if shared else ""
-        )
+        self._study.sampler = make_sampler(sampling, space, num_trials=len(trials), stream=owner if shared else "")
         self._trial_ids: dict[int, int] = {}  # by number, of trials that were reported and not told
-        self._num_imported = _num_imported(trials)  # they come first, and are not counted
-        self._num_seen = len(trials)
+        self._numbering = Numbering(trials)
         self._waiting = [trial._trial_id for trial in trials if trial.state == TrialState.WAITING]
         for trial in trials:
             if trial.state == TrialState.RUNNING and self._is_mine(trial):
@@ -152,6 +162,24 @@ class OptunaStudy:
     def records(self) -> Sequence[TrialRecord]:
         return self._answered(lambda: _records(self._trials(), self._is_mine))
 
+    def retry_failed(self) -> None:
+        """Have each failed trial of this driver tried again, once.
+
+        A trial is told once, so in the storage it is another one, with the parameters and the curve of the failed one,
+        and running from its first moment: whoever drives the sweep next adopts it. Here it is the same trial as before.
+        """
+
+        def attempt() -> None:
+            with self._claim.turn():
+                self._look_for_new()
+                for trial in self._numbering.newest(self._trials()).values():
+                    if trial.state == TrialState.FAIL and self._is_mine(trial):
+                        self._storage.create_new_trial(self._id, template_trial=_again(trial, self._owner))
+                self._look_for_new()
+            make_lasting(self._storage)
+
+        self._answered(attempt)
+
     def close(self) -> None:
         if self._backend is not None:
             close_storage(self._backend)
@@ -162,8 +190,8 @@ class OptunaStudy:
 
     def _take(self, token: str, max_trials: float) -> int | None:
         """A running trial that is ours from its first moment, whatever is killed when: one that waits, or a new one."""
-        self._look_for_waiting()
-        if self._num_seen - self._num_imported - len(self._waiting) >= max_trials:
+        self._look_for_new()
+        if self._numbering.num_trials - len(self._waiting) >= max_trials:
             return None
         attributes = {OWNER: self._owner, TOKEN: token}
         self._study._thread_local.cached_all_trials = None  # as Study.ask does
@@ -178,14 +206,19 @@ class OptunaStudy:
             self._id, template_trial=create_trial(state=TrialState.RUNNING, user_attrs=dict(attributes))
         )
 
-    def _look_for_waiting(self) -> None:
-        """Trials that were enqueued from outside, say by optuna-dashboard. A trial that does not wait never will."""
+    def _look_for_new(self) -> None:
+        """Trials that came since the last look, of other drivers, or enqueued from outside, say by optuna-dashboard.
+
+        A trial that does not wait never will.
+        """
         while True:
             try:
-                self._waiting.append(self._storage.get_trial_id_from_study_id_trial_number(self._id, self._num_seen))
+                number = self._numbering.num_seen
+                trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
             except KeyError:
                 break
-            self._num_seen += 1
+            self._numbering.see(self._storage.get_trial(trial_id))
+            self._waiting.append(trial_id)
         self._waiting = [
             trial_id for trial_id in self._waiting if self._storage.get_trial(trial_id).state == TrialState.WAITING
         ]
@@ -199,13 +232,13 @@ class OptunaStudy:
         except UpdateFinishedTrialError:
             return False
 
-    def _import(self, points: Sequence[KnownPoint]) -> None:
+    def _import(self, known: Callable[[], Sequence[KnownPoint]]) -> None:
         """Only ahead of the first trial of our own; what an import that was cut off had taken is not taken again."""
         trials = self._trials()
         if any(SOURCE not in trial.user_attrs for trial in trials):
             return
         there = {trial.user_attrs[SOURCE] for trial in trials}
-        for point in points:
+        for point in known():
             if point.source not in there:
                 trial = create_trial(
                     values=list(point.values),
@@ -223,9 +256,9 @@ class OptunaStudy:
     def _suggest_all(self, trial_id: int) -> Suggestion:
         """The trial's parameters, in the order of the space; those that it has already stay as they are."""
         frozen = self._storage.get_trial(trial_id)
-        number = frozen.number - self._num_imported
-        if number < len(self._start) and "fixed_params" not in frozen.system_attrs:
-            self._storage.set_trial_system_attr(trial_id, "fixed_params", dict(self._start[number]))
+        number = self._numbering.number(frozen)
+        if number < len(self._points) and "fixed_params" not in frozen.system_attrs:
+            self._storage.set_trial_system_attr(trial_id, "fixed_params", dict(self._points[number]))
         trial = optuna.Trial(self._study, trial_id)
         params: dict[str, Scalar] = {}
         for key, distribution in self._distributions.items():
@@ -264,13 +297,21 @@ class OptunaStudy:
         }
 
     def _trial_id(self, number: int) -> int:
-        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number + self._num_imported)
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, self._numbering.in_storage(number))
 
     def _trials(self) -> list[FrozenTrial]:
         return self._storage.get_all_trials(self._id, deepcopy=False)
 
     def _is_mine(self, trial: FrozenTrial) -> bool:
         return not self._shared or trial.user_attrs.get(OWNER) == self._owner
+
+
+def _has_study(storage: BaseStorage, name: str) -> bool:
+    try:
+        storage.get_study_id_from_name(name)
+    except KeyError:
+        return False
+    return True
 
 
 def read_records(*, name: str, storage_url: str) -> Sequence[TrialRecord]:
@@ -291,15 +332,22 @@ def read_records(*, name: str, storage_url: str) -> Sequence[TrialRecord]:
         close_storage(storage)
 
 
-def _num_imported(trials: Sequence[FrozenTrial]) -> int:
-    return sum(SOURCE in trial.user_attrs for trial in trials)
+def _again(trial: FrozenTrial, owner: str) -> FrozenTrial:
+    """What a failed trial is when it is tried again."""
+    return create_trial(
+        state=TrialState.RUNNING,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={OWNER: owner, RETRIES: trial.user_attrs.get(RETRIES, trial.number)},
+        system_attrs=trial.system_attrs,
+        intermediate_values=trial.intermediate_values,
+    )
 
 
 def _records(trials: Sequence[FrozenTrial], is_mine: Callable[[FrozenTrial], bool]) -> list[TrialRecord]:
     """Those that were asked for here: not those that wait, nor those taken over from another study."""
-    ours = [trial for trial in trials if trial.state != TrialState.WAITING and SOURCE not in trial.user_attrs]
-    num_imported = _num_imported(trials)
-    return [_record(trial, trial.number - num_imported, is_mine(trial)) for trial in ours]
+    numbered = Numbering(trials).newest(trials).items()
+    return [_record(trial, number, is_mine(trial)) for number, trial in numbered if trial.state != TrialState.WAITING]
 
 
 def _record(trial: FrozenTrial, number: int, mine: bool) -> TrialRecord:
@@ -309,7 +357,7 @@ def _record(trial: FrozenTrial, number: int, mine: bool) -> TrialRecord:
         state=_STATES[trial.state],
         values=tuple(trial.values) if trial.state == TrialState.COMPLETE else (),
         feasible=all(violation <= 0 for violation in trial.constraints.values()),
-        attributes={key: value for key, value in trial.user_attrs.items() if key not in (OWNER, TOKEN)},
+        attributes={key: value for key, value in trial.user_attrs.items() if key not in (OWNER, TOKEN, RETRIES)},
         mine=mine,
     )
 

@@ -385,9 +385,9 @@ def test_what_is_no_sweep_file_is_told_in_one_line(tmp_path: Path, content: byte
 
 def test_an_output_folder_is_the_same_sweeps_only(tmp_path: Path) -> None:
     output, resolution = f"output={tmp_path / 'out'}", "scene.resolution=40"
-    assert config.claim_output(load(tmp_path, output, resolution)) is False
+    assert config.claim_output(load(tmp_path, output, resolution)).num_trials == 12
     more = ("trials=30", "workers=1", "tracking.kind=none")
-    assert config.claim_output(load(tmp_path, output, resolution, *more)) is True
+    assert config.claim_output(load(tmp_path, output, resolution, *more)).num_trials == 30
     with pytest.raises(UserError) as caught:
         config.claim_output(load(tmp_path, output, "scene.resolution=24"))
     assert "holds another sweep (scene.resolution is 40 there, 24 here)" in str(caught.value)

@@ -15,6 +15,7 @@ import pytest
 
 from orchestrator import cli, config, sweep_lock
 from orchestrator.cli.live import LIVE_KEYS, LiveSettings, make_budget
+from orchestrator.config.sweep import LIVE
 
 ROOT = Path(__file__).parents[2]
 SWEEP = str(ROOT / "sweeps" / "cfg_scale.yaml")
@@ -71,6 +72,10 @@ def test_every_key_that_can_be_set_arrives_and_nothing_else_changes(
     else:
         after[name] = before[name]
     assert after == before
+
+
+def test_what_can_be_set_stays_set() -> None:
+    assert {key.split(".")[0] for key in LIVE_KEYS} == set(LIVE)
 
 
 def test_limits_become_the_drivers_budget() -> None:

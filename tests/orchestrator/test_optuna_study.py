@@ -17,7 +17,7 @@ import pytest
 from optuna_dashboard._storage_url import get_storage
 from sqlalchemy.exc import OperationalError
 
-from orchestrator.errors import StudyUnavailableError
+from orchestrator.errors import StudyMissingError, StudyUnavailableError
 from orchestrator.goals import Bound, Goal
 from orchestrator.optuna_study import OptunaStudy, Sampling, claim_study, param_importances, read_records
 from orchestrator.optuna_study.pruners import make_pruner
@@ -28,7 +28,7 @@ from orchestrator.search_space import CategoricalDomain, Condition, Domain, Floa
 from orchestrator.storage_url import OF_FILES, scrub, without_password
 from orchestrator.study import TrialRecord, unfinished
 from orchestrator.trial import Scalar
-from orchestrator.warm_start import known_points
+from orchestrator.warm_start import KnownPoint, known_points
 
 SPACE: dict[str, Domain] = {
     "scale": FloatDomain(low=1, high=10, log=True),
@@ -347,7 +347,7 @@ def test_what_another_study_found_is_learned_from_and_not_counted(tmp_path: Path
     assert [point.values for point in points] == [(float(number),) for number in range(8)]
     url = f"sqlite:///{tmp_path / 'study.db'}"
     for _ in range(2):  # the second time nothing is taken over again
-        study = _study(url, known=points, start=[{"kind": "b"}])
+        study = _study(url, known=lambda: points, start=[{"kind": "b"}])
         assert study.records() == []
     assert (study.ask().number, study.records()[0].params["kind"]) == (0, "b")
     study.complete(0, [1.0], {}, {})
@@ -356,6 +356,123 @@ def test_what_another_study_found_is_learned_from_and_not_counted(tmp_path: Path
     assert known_points(other.records(), source="other", space=narrow, goals=[judge], bounds=[]) == []
     missing = Goal(name="gap", metric="eval/gap")
     assert known_points(other.records(), source="other", space=space, goals=[missing], bounds=[]) == []
+
+
+def test_a_study_that_has_trials_of_its_own_asks_nobody_what_is_known(tmp_path: Path) -> None:
+    def gone() -> list[KnownPoint]:
+        raise FileNotFoundError("the other study")
+
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with pytest.raises(FileNotFoundError):
+        _study(url, known=gone)
+    _study(url, known=list).ask()
+    assert _study(url, known=gone).ask().number == 1
+
+
+def test_a_study_that_must_be_there_is_not_made(url: str | None) -> None:
+    with pytest.raises(StudyMissingError):
+        _study(url, must_exist=True)
+    if url is not None:
+        _study(url)
+        assert _study(url, must_exist=True).ask().number == 0
+
+
+def _with_failures(url: str, **options: Any) -> OptunaStudy:
+    """A study with two known points and six trials, of which 1 and 4 failed and 5 is under way."""
+    point = KnownPoint(
+        params={"scale": 2.0, "interval": 2, "kind": "a"}, values=(0.0,), violations={}, source="other/0"
+    )
+    known = [point, replace(point, source="other/1")]
+    study = _study(url, known=lambda: known, start=[{"scale": 1.0 + n} for n in range(9)], **options)
+    for number in range(6):
+        assert study.ask().number == number
+        study.report(number, 10, 0.5)
+        if number in (1, 4):
+            study.fail(number, "it broke")
+        elif number != 5:
+            study.complete(number, [1.0], {})
+    return study
+
+
+def test_a_failed_trial_that_is_tried_again_is_the_same_trial(tmp_path: Path) -> None:
+    for url in (f"sqlite:///{tmp_path / 'study.db'}", f"journal:///{tmp_path / 'study.journal'}"):
+        study = _with_failures(url)
+        before = study.records()
+        study.retry_failed()
+        again = study.records()
+        assert [record.number for record in again] == list(range(6))
+        assert [record.params for record in again] == [record.params for record in before]
+        assert [suggestion.number for suggestion in unfinished(again)] == [1, 4, 5]
+        assert (again[1].attributes, again[0]) == ({}, before[0])
+        assert study.ask(max_trials=6) is None, "retries use up no trials"
+        [six, seven] = [study.ask(max_trials=8) for _ in range(2)]
+        assert [(s.number, s.params["scale"]) for s in (six, seven)] == [(6, 7.0), (7, 8.0)]
+        assert study.ask(max_trials=8) is None
+        study.complete(1, [3.0], {})
+        study.fail(4, "it broke again")
+        study = _study(url)
+        study.retry_failed()
+        study.complete(4, [4.0], {})
+        study.retry_failed()
+        for record in (again[5], *unfinished(study.records())[1:]):
+            study.complete(record.number, [float(record.number)], {})
+        assert read_records(name="s", storage_url=url) == study.records()
+        assert [record.value for record in study.records()] == [1.0, 3.0, 1.0, 1.0, 4.0, 5.0, 6.0, 7.0]
+        told = optuna.load_study(study_name="s", storage=open_storage(url)).trials
+        assert {t.number: t.user_attrs["retries"] for t in told if "retries" in t.user_attrs} == {8: 3, 9: 6, 12: 6}
+        assert [t.intermediate_values for t in told if "retries" in t.user_attrs] == [{10: 0.5}] * 3
+        study.close()
+
+
+def test_a_driver_killed_between_two_retries_leaves_one_to_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"journal:///{tmp_path / 'study.journal'}"
+    study = _with_failures(url)
+    create, num_made = study._storage.create_new_trial, 0
+
+    def killed_at_the_second(*arguments: Any, **options: Any) -> int:
+        nonlocal num_made
+        num_made += 1
+        if num_made == 2:
+            raise KeyboardInterrupt
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(study._storage, "create_new_trial", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        study.retry_failed()
+    again = _study(url)
+    assert [record.state for record in again.records()] == [
+        "complete", "running", "complete", "complete", "failed", "running"
+    ]  # fmt: skip
+    again.retry_failed()
+    again.retry_failed()
+    assert [record.state for record in again.records()].count("running") == 3
+    assert len(again._trials()) == 2 + 6 + 2
+
+
+def test_a_grid_goes_on_behind_a_trial_that_is_tried_again(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    options = {"domains": {"interval": SPACE["interval"]}, "sampling": Sampling(kind="grid")}
+    study = _study(url, **options)
+    assert [study.ask().params["interval"] for _ in range(2)] == [2, 4]
+    study.fail(0, "it broke")
+    study.retry_failed()
+    assert [(s.number, s.params["interval"]) for s in (study.ask(4), study.ask(4))] == [(2, 6), (3, 8)]
+    assert study.ask(4) is None
+    assert [record.params["interval"] for record in _study(url, **options).records()] == [2, 4, 6, 8]
+
+
+def test_the_failed_trials_of_another_driver_are_left_to_it(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    mine, yours = (_study(url, owner=owner, shared=True) for owner in ("me", "you"))
+    for study in (mine, yours):
+        study.fail(study.ask().number, "it broke")
+    mine.retry_failed()
+    assert [(record.state, record.mine) for record in mine.records()] == [("running", True), ("failed", False)]
+    assert (mine.ask().number, yours.ask().number) == (2, 3)
+    yours.complete(3, [3.0], {})
+    assert [record.number for record in yours.records()] == [0, 1, 2, 3]
 
 
 def test_an_answer_that_was_lost_does_not_make_a_second_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
