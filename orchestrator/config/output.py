@@ -61,8 +61,8 @@ def as_held(sweep: Sweep) -> Sweep:
 def _changed_since_asked(sweep: Sweep) -> dict[str, Any]:
     known, asked = _known(sweep), _live(sweep)
     before = known.get("asked", {})
-    kept = [name for name in LIVE if not sweep.is_recorded and name in before and before[name] == asked[name]]
-    if not kept:
+    kept = [name for name in LIVE if name in before and before[name] == asked[name]]
+    if sweep.is_recorded or not kept:
         return {}
     recorded = checked(known["sweep"], (), str(sweep.output / "sweep.json")).config
     return {name: getattr(recorded, name) for name in kept}
