@@ -25,9 +25,10 @@ from orchestrator.optuna_study.samplers import SamplerKind
 from orchestrator.optuna_study.storage import open_storage
 from orchestrator.pruning import HyperbandPruning, MedianPruning, PercentilePruning, Pruning, WilcoxonPruning
 from orchestrator.search_space import CategoricalDomain, Condition, Domain, FloatDomain, IntDomain, SearchSpace
-from orchestrator.storage_url import OF_FILES, scrub, without_password
+from orchestrator.storage_url import OF_FILES, anchored, scrub, without_password
 from orchestrator.study import TrialRecord, unfinished
 from orchestrator.trial import Scalar
+from orchestrator.warm_start import KnownPoint, known_points
 from orchestrator.warm_start import KnownPoint, known_points
 
 SPACE: dict[str, Domain] = {
@@ -603,6 +604,14 @@ def test_importances_are_told_only_where_they_can_be() -> None:
     scale = SearchSpace(domains={"scale": SPACE["scale"]}, conditions={})
     one = [replace(record, params={"scale": record.params["scale"]}) for record in records]
     assert param_importances(one, scale, goals) == [{}]
+
+
+def test_files_of_studies_are_named_by_their_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert anchored("journal:///a/../study.journal") == f"journal:///{tmp_path}/study.journal"
+    assert anchored("sqlite:///study.db?timeout=5") == f"sqlite:///{tmp_path}/study.db?timeout=5"
+    for url in (f"sqlite:///{tmp_path}/study.db", "sqlite:///:memory:", "postgresql://me:pw@host/db"):
+        assert anchored(url) == url
 
 
 def test_passwords_are_scrubbed() -> None:
