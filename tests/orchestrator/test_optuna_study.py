@@ -29,7 +29,6 @@ from orchestrator.storage_url import OF_FILES, anchored, scrub, without_password
 from orchestrator.study import TrialRecord, unfinished
 from orchestrator.trial import Scalar
 from orchestrator.warm_start import KnownPoint, known_points
-from orchestrator.warm_start import KnownPoint, known_points
 
 SPACE: dict[str, Domain] = {
     "scale": FloatDomain(low=1, high=10, log=True),
