@@ -71,7 +71,7 @@ class Optimization:
 
     def step(self) -> StepReport:
         """Raises:
-        FloatingPointError: a loss is not finite; names it and the step.
+        FloatingPointError: a loss, or the gradient, is not finite; names it and the step. The scene has not moved.
         """
         with self._global_rng.active():
             return self._step()
@@ -116,16 +116,23 @@ class Optimization:
             render = self.scene.render(cameras, background.rgb)
             regularization = self.scene.regularization(render, step)
         prompt = self._prompt_encoder(self._prompt, drawn, background.phrase)  # looks at angles: on the CPU, no wait
-        loss = self.distillation(render.rgb, prompt, None if flat else cameras, step, self._generator)
-        terms = _finite(loss.terms | {name: value.detach() for name, value in regularization.items()}, step)
+        rgb = render.rgb[:1] if flat else render.rgb  # every camera sees the same picture
+        loss = self.distillation(rgb, prompt, None if flat else cameras, step, self._generator)
         with phase("backward"):
             self._optimizer.zero_grad()
             torch.stack([loss.total, *regularization.values()]).sum().backward()
+        losses = {name: value.detach() for name, value in regularization.items()}
+        terms = _finite(loss.terms | losses | {"gradient": self._gradient_norm()}, step)
         with phase("optimizer"):
             self._optimizer.step()
             self.scene.on_step(step)
         self.next_step = step + 1
         return StepReport(step=step, terms=terms, unet_calls=loss.unet_calls)
+
+    def _gradient_norm(self) -> Tensor:
+        """That of all that the optimiser moves; not finite if anything in it is not."""
+        parameters = (each for group in self._optimizer.param_groups for each in group["params"])
+        return torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
 
     def _sampler(self, step: int) -> CameraSampler:
         later = self._later_cameras

@@ -25,14 +25,18 @@ class Denoiser:
         self.num_calls = 0
 
     def __call__(
-        self, noised: Float[Tensor, "k b c h w"], t: Int[Tensor, " b"], *texts: Float[Tensor, "b tokens dim"]
+        self,
+        noised: Float[Tensor, "k b c h w"],
+        t: Int[Tensor, " b"],
+        *texts: Float[Tensor, "b tokens dim"] | Float[Tensor, "k b tokens dim"],
     ) -> list[Float[Tensor, "k b c h w"]]:
+        """A text is one for all candidates, or each has its own."""
         k = len(noised)
         times = k * len(texts)
         predicted = self._prior.predict_noise(
             noised.flatten(0, 1).repeat(len(texts), 1, 1, 1),
             t.repeat(times),
-            torch.cat([text.repeat(k, 1, 1) for text in texts]),
+            torch.cat([text.expand(k, *text.shape[-3:]).flatten(0, 1) for text in texts]),
             None if self._cameras is None else self._cameras.repeat(times),
         )
         self.num_calls += len(predicted)

@@ -6,8 +6,7 @@ One step of every method draws K noises, gets K residuals and, where the weighti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -15,16 +14,17 @@ from torch import Tensor, nn
 
 from psd.cameras import Cameras
 from psd.distillation.denoising import Denoiser
+from psd.distillation.gradients import LOSS_SCALE, GivenGradient
 from psd.distillation.learned_score import LearnedScore, LearnedScoreConfig
 from psd.distillation.negative_embedding import (
+    ImplicitReward,
     NegativeEmbedding,
     NegativeEmbeddingConfig,
     NegativeObjective,
-    implicit_reward_loss,
 )
 from psd.distillation.perp_neg import push_away
 from psd.distillation.residuals import Candidates, Predictions, Residual, Residuals, guide
-from psd.distillation.reward_gradient import GivenGradient, RewardGradientConfig, add_reward_loss, reward_loss
+from psd.distillation.reward_gradient import RewardGradientConfig, add_reward_loss, reward_loss
 from psd.distillation.weightings import RunningSpread, SingleWeighting, Weighting
 from psd.phases import phase
 from psd.priors.base import AdaptablePrior, Prior
@@ -66,6 +66,14 @@ class _FrozenModels:
 
     prior: Prior
     reward: Reward | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Comparison:
+    """What the predictions with the moved negative embedding are compared with, and the leaf that they come from."""
+
+    text: Float[Tensor, "k b tokens dim"]
+    reference: Float[Tensor, "k b c h w"]
 
 
 class Distillation(nn.Module):
@@ -115,13 +123,14 @@ class Distillation(nn.Module):
 
     def forward(
         self,
-        rgb: Float[Tensor, "b 3 h w"],
+        rgb: Float[Tensor, "_b 3 h w"],
         prompt: PromptEmbeddings,
         cameras: Cameras | None,
         step: int,
         generator: torch.Generator,
     ) -> DistillationLoss:
-        """``cameras`` is None in 2D, where every image is a group of its own.
+        """``cameras`` is None in 2D, where every image is a group of its own, or one image is all of them: there are
+        as many groups as texts.
 
         Without a reward gradient, the gradient of ``total`` with respect to the latents is ``w(t) sum_k a_k delta_k``
         divided by the number of views: a sum over values and a mean over views, as in threestudio.
@@ -129,14 +138,15 @@ class Distillation(nn.Module):
         prior = self._frozen.prior
         with phase("encode"):
             latents = prior.encode(rgb)
+        if cameras is None:
+            latents = latents.expand(len(prompt.positive), -1, -1, -1)
         group_size = 1 if cameras is None else cameras.group_size
         is_ranked = self.weighting.needs_rewards and step in self.ranking.steps
         weighting = self.weighting if is_ranked else SingleWeighting()
         update = self._due_update(step, is_ranked)
         candidates = self._draw(latents.detach(), weighting.num_candidates, group_size, step, generator)
         denoise = Denoiser(prior, cameras)
-        with phase("unet"):
-            predictions, reference = self._predict(denoise, candidates, prompt, cameras, update)
+        predictions, implicit = self._predict(denoise, candidates, prompt, cameras, update, step)
         residuals = self.residual(candidates, predictions, prior.noise_schedule, step)
         rewards = (
             self._score(residuals, candidates, predictions, denoise, prompt, update, step)
@@ -148,11 +158,11 @@ class Distillation(nn.Module):
             scores = rewards.detach()
             terms |= {"reward": scores.mean(), "reward_gap": (scores.amax(0) - scores.amin(0)).mean()}
         if self.negative_embedding is not None:
-            terms |= self._move_negative(update, candidates, predictions, reference, rewards, step)
+            terms |= self._move_negative(update, implicit, rewards, step)
         num_calls = denoise.num_calls
         if self.learned_score is not None:
             with phase("learned score"):
-                terms["learned_score_loss"] = self.learned_score.update(
+                terms["learned_score_loss"], terms["learned_score_gradient"] = self.learned_score.update(
                     latents.detach(), prompt.positive, cameras, generator
                 )
             num_calls += candidates.noise[:, :, 0, 0, 0].numel() + len(latents)
@@ -202,11 +212,37 @@ class Distillation(nn.Module):
         prompt: PromptEmbeddings,
         cameras: Cameras | None,
         update: NegativeEmbedding | None,
-    ) -> tuple[Predictions, Float[Tensor, "k b c h w"] | None]:
-        """Predictions, and those with the original negative embedding where its update compares with them.
+        step: int,
+    ) -> tuple[Predictions, ImplicitReward | None]:
+        """Predictions, and what the implicit reward makes of them if it is due.
 
-        The negative prediction carries a graph exactly when the embedding is updated.
+        The negative prediction carries a graph only where the embedding climbs a reward: that of the implicit reward is
+        gone by now, before anything is decoded.
         """
+        with phase("unet"):
+            predictions, comparison = self._ask(denoise, candidates, prompt, cameras, update)
+        if comparison is None:
+            return predictions, None
+        with phase("negative"):
+            implicit = ImplicitReward.measure(
+                positive=predictions.positive,
+                moved=predictions.negative,
+                reference=comparison.reference,
+                noise=candidates.noise,
+                text=comparison.text,
+                guidance_scale=self.residual.guidance_scale(step),
+                group_size=candidates.group_size,
+            )
+        return replace(predictions, negative=predictions.negative.detach()), implicit
+
+    def _ask(
+        self,
+        denoise: Denoiser,
+        candidates: Candidates,
+        prompt: PromptEmbeddings,
+        cameras: Cameras | None,
+        update: NegativeEmbedding | None,
+    ) -> tuple[Predictions, _Comparison | None]:
         noised, t = candidates.noised, candidates.t
         learned = None
         if self.learned_score is not None:
@@ -217,14 +253,18 @@ class Distillation(nn.Module):
         if prompt.unwanted is not None:
             texts |= {f"{_UNWANTED}{i}": text for i, text in enumerate(prompt.unwanted.texts)}
         if update is None:
-            predicted = _ask(denoise, noised, t, texts | {"negative": self._negative(prompt)})
-            return Predictions(**_away_from_other_views(predicted, prompt), learned=learned), None
-        if update.config.objective is NegativeObjective.IMPLICIT_REWARD:
-            texts["reference"] = prompt.negative
-        predicted = _ask(denoise, noised, t, texts)
-        (predicted["negative"],) = denoise(noised, t, prompt.negative + update.offset)
-        reference = predicted.pop("reference", None)
-        return Predictions(**_away_from_other_views(predicted, prompt), learned=learned), reference
+            texts["negative"] = self._negative(prompt)
+        predicted = dict(zip(texts, denoise(noised, t, *texts.values()), strict=True))
+        comparison = None
+        if update is not None and update.config.objective is NegativeObjective.REWARD_ASCENT:
+            (predicted["negative"],) = denoise(noised, t, prompt.negative + update.offset)
+        elif update is not None:
+            # Two calls of one shape: where the texts are equal, so are the predictions, whatever the precision.
+            (reference,) = denoise(noised, t, prompt.negative)
+            moved = self._negative(prompt).repeat(len(noised), 1, 1, 1).requires_grad_()
+            (predicted["negative"],) = denoise(noised, t, moved)
+            comparison = _Comparison(moved, reference)
+        return Predictions(**_away_from_other_views(predicted, prompt), learned=learned), comparison
 
     def _negative(self, prompt: PromptEmbeddings) -> Float[Tensor, "b tokens dim"]:
         """The negative prompt's embedding as it is now."""
@@ -241,7 +281,10 @@ class Distillation(nn.Module):
         update: NegativeEmbedding | None,
         step: int,
     ) -> Float[Tensor, "k g"]:
-        """The candidates' rewards, with a graph where the negative embedding climbs them."""
+        """The candidates' rewards, with a graph where the negative embedding climbs them.
+
+        Otherwise they are decoded and scored one after another, so that their number adds nothing to the memory.
+        """
         prior, reward = self._frozen.prior, self._frozen.reward
         assert reward is not None
         denoised = residuals.denoised
@@ -257,19 +300,19 @@ class Distillation(nn.Module):
                     num_steps=self.ranking.num_ddim_steps,
                 )
         ascends = update is not None and update.config.objective is NegativeObjective.REWARD_ASCENT
+        scores = []
         with torch.set_grad_enabled(ascends):
-            with phase("decode"):
-                rgb = prior.decode(denoised.flatten(0, 1)) if ascends else prior.preview(denoised.flatten(0, 1))
-            with phase("reward"):
-                scores = reward(rgb, [prompt.prompt] * len(rgb))
-        return scores.view(len(denoised), -1, candidates.group_size).mean(-1)
+            for part in [denoised.flatten(0, 1)] if ascends else denoised:
+                with phase("decode"):
+                    rgb = prior.decode(part) if ascends else prior.preview(part)
+                with phase("reward"):
+                    scores.append(reward(rgb, [prompt.prompt] * len(rgb)))
+        return torch.cat(scores).view(len(denoised), -1, candidates.group_size).mean(-1)
 
     def _move_negative(
         self,
         update: NegativeEmbedding | None,
-        candidates: Candidates,
-        predictions: Predictions,
-        reference: Float[Tensor, "k b c h w"] | None,
+        implicit: ImplicitReward | None,
         rewards: Float[Tensor, "k g"] | None,
         step: int,
     ) -> dict[str, Float[Tensor, ""]]:
@@ -278,20 +321,17 @@ class Distillation(nn.Module):
         if update is None:
             return {"negative_drift": self.negative_embedding.drift}
         assert rewards is not None
-        if reference is None:
-            loss = -rewards.mean()
-        else:
-            scale = self.residual.guidance_scale(step)
-            loss = implicit_reward_loss(
-                predicted=guide(predictions.positive, predictions.negative, scale),
-                reference=guide(predictions.positive, reference, scale),
-                noise=candidates.noise,
-                rewards=rewards,
-                beta=update.config.beta,
-            )
         with phase("negative"):
-            update.update(loss)
-        return {"negative_loss": loss.detach(), "negative_drift": update.drift}
+            if implicit is None:
+                value = -rewards.mean()
+                gradient = torch.autograd.grad(LOSS_SCALE * value, update.offset)[0] / LOSS_SCALE
+                terms = {"negative_loss": value.detach()}
+            else:
+                loss = implicit.loss(rewards, update.config.beta)
+                gradient = loss.gradient
+                terms = {"negative_loss": loss.value, "negative_factor": loss.factor}
+            update.update(gradient, step)
+        return terms | {"negative_drift": update.drift}
 
     @torch.no_grad()
     def _combine(
@@ -320,7 +360,7 @@ class Distillation(nn.Module):
     def _add_reward_gradient(
         self,
         distillation: Float[Tensor, ""],
-        rgb: Float[Tensor, "b 3 h w"],
+        rgb: Float[Tensor, "_b 3 h w"],
         latents: Float[Tensor, "b c lh lw"],
         residuals: Residuals,
         candidates: Candidates,
@@ -343,16 +383,6 @@ class Distillation(nn.Module):
         )
         total, factor = add_reward_loss(config, distillation, found.loss, rgb, step)
         return total, {"direct_reward": found.mean, "direct_loss": found.loss.detach(), "direct_factor": factor}
-
-
-def _ask(
-    denoise: Denoiser,
-    noised: Float[Tensor, "k b c h w"],
-    t: Int[Tensor, " b"],
-    texts: Mapping[str, Float[Tensor, "b tokens dim"]],
-) -> dict[str, Float[Tensor, "k b c h w"]]:
-    """The predictions under named texts, from one call."""
-    return dict(zip(texts, denoise(noised, t, *texts.values()), strict=True))
 
 
 def _away_from_other_views(

@@ -59,8 +59,12 @@ class LearnedScore(nn.Module):
         text: Float[Tensor, "b tokens dim"],
         cameras: Cameras | None,
         generator: torch.Generator,
-    ) -> Float[Tensor, ""]:
-        """One step down the denoising error of the renders, at a timestep of each group's own; returns that error."""
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """One step down the denoising error of the renders, at a timestep of each group's own.
+
+        Returns the mean squared error and the norm of its gradient. What goes back is the gradient of the sum: the
+        mean's is lost in float16, and Adam does not mind.
+        """
         group_size = 1 if cameras is None else cameras.group_size
         num_timesteps, num_groups = self._noise_schedule.num_timesteps, len(latents) // group_size
         drawn = torch.randint(num_timesteps, (num_groups,), generator=generator, device=generator.device)
@@ -68,11 +72,12 @@ class LearnedScore(nn.Module):
         noise = normal(latents.shape, latents, generator)
         with torch.enable_grad():
             predicted = self.adapter(self._noise_schedule.add_noise(latents, noise, t), t, text, cameras)
-            loss = F.mse_loss(predicted, noise)
+            loss = F.mse_loss(predicted, noise, reduction="sum")
             loss.backward()
+        norm = torch.nn.utils.get_total_norm([each.grad for each in self.adapter.parameters() if each.grad is not None])
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return loss.detach()
+        return loss.detach() / noise.numel(), norm / noise.numel()
 
     def get_extra_state(self) -> dict[str, Any]:
         return self._optimizer.state_dict()

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from psd.distillation.residuals import guide
 from psd.distillation.weightings import choose_pair
-from psd.schedules import Steps
 
 
 class NegativeObjective(Enum):
@@ -26,7 +26,10 @@ class NegativeObjective(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class NegativeEmbeddingConfig:
-    """When and how the negative embedding moves. ``stop`` None goes on to the end."""
+    """When and how the negative embedding moves. ``stop`` None goes on to the end.
+
+    At least ``interval`` steps lie between two updates: more, where a step that could make one comes later.
+    """
 
     objective: NegativeObjective = NegativeObjective.IMPLICIT_REWARD
     start: int = 0
@@ -35,7 +38,7 @@ class NegativeEmbeddingConfig:
     lr: float = 1e-3  # Adam's: how far each value moves in an update
     lr_decay: float = 1.0  # per update
     max_norm: float = 8.0  # trust region: how far the embedding may get from where it started
-    beta: float = 5000.0  # strength of the implicit reward, on mean squared errors
+    beta: float = 5000.0  # strength of the implicit reward, on mean squared errors of unguided predictions
 
     def __post_init__(self) -> None:
         if self.interval < 1:
@@ -58,17 +61,21 @@ class NegativeEmbedding(nn.Module):
         self.offset = nn.Parameter(torch.zeros_like(like))
         self._optimizer = torch.optim.Adam([self.offset], lr=config.lr, betas=(0.9, 0.99), eps=1e-15)
         self._decay = torch.optim.lr_scheduler.ExponentialLR(self._optimizer, config.lr_decay)
+        self._last_update: int | None = None
 
     def is_due(self, step: int) -> bool:
-        config = self.config
-        return step in Steps(start=config.start, interval=config.interval, stop=config.stop)
+        """Whether ``step`` makes an update if it can."""
+        config, last = self.config, self._last_update
+        running = step >= config.start and (config.stop is None or step < config.stop)
+        return running and (last is None or step - last >= config.interval)
 
-    def update(self, loss: Float[Tensor, ""]) -> None:
-        """One step down the loss, then back into the trust region."""
-        self.offset.grad = torch.autograd.grad(loss, self.offset)[0]
+    def update(self, gradient: Float[Tensor, "tokens dim"], step: int) -> None:
+        """One step against the gradient, then back into the trust region."""
+        self.offset.grad = gradient
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._decay.step()
+        self._last_update = step
         with torch.no_grad():
             self.offset.mul_((self.config.max_norm / self.drift.clamp(min=1e-12)).clamp(max=1))
 
@@ -79,34 +86,81 @@ class NegativeEmbedding(nn.Module):
         return norm
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {"optimizer": self._optimizer.state_dict(), "decay": self._decay.state_dict()}
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "decay": self._decay.state_dict(),
+            "last_update": self._last_update,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self._optimizer.load_state_dict(state["optimizer"])
         self._decay.load_state_dict(state["decay"])
+        self._last_update = state["last_update"]
 
 
-def implicit_reward_loss(
-    *,
-    predicted: Float[Tensor, "k b c h w"],
-    reference: Float[Tensor, "k b c h w"],
-    noise: Float[Tensor, "k b c h w"],
-    rewards: Float[Tensor, "k g"],
-    beta: float,
-) -> Float[Tensor, ""]:
-    """``-log sigmoid(-beta (gain_w - gain_l))``, with ``gain`` the rise of the denoising error over the reference's.
+@dataclass(frozen=True, eq=False)
+class ImplicitReward:
+    """What the moved embedding changes, before anybody knows who wins: no prediction's graph is kept for that.
 
-    Winner and loser are the best and the worst of the candidates.
-    Diffusion-DPO's loss (arXiv 2311.12908, equation 14) with the negative embedding as the only parameter.
+    ``gain`` is the rise of the denoising error over that of the embedding's start, in units of unguided predictions:
+    of what guidance multiplies by ``s - 1``, squares are divided by ``max(1, |s - 1|)^2``.
     """
 
-    def group_error(prediction: Tensor) -> Float[Tensor, "k g"]:
-        squared = (noise - prediction).square()
-        error: Tensor = squared.unflatten(1, (rewards.shape[1], -1)).mean(dim=(2, 3, 4, 5))
-        return error
+    gain: Float[Tensor, "k g"]
+    slope: Float[Tensor, "k g tokens dim"]  # the gain's gradient
 
-    gain = group_error(predicted) - group_error(reference)
-    sign = choose_pair(rewards).sign.to(gain)
-    log_likelihood: Tensor = F.logsigmoid(-beta * (sign * gain).sum(0))
-    mean: Tensor = log_likelihood.mean()
-    return -mean
+    @classmethod
+    def measure(
+        cls,
+        *,
+        positive: Float[Tensor, "k b c h w"],
+        moved: Float[Tensor, "k b c h w"],
+        reference: Float[Tensor, "k b c h w"],
+        noise: Float[Tensor, "k b c h w"],
+        text: Float[Tensor, "k b tokens dim"],
+        guidance_scale: float,
+        group_size: int,
+    ) -> ImplicitReward:
+        """``moved`` and ``reference`` are predictions with the negative prompt; ``text`` is the leaf that ``moved``
+        comes from, of its own for each candidate and view. Frees the graph between the two."""
+        rise = _rise(positive, moved, reference, noise, guidance_scale).unflatten(1, (-1, group_size))
+        num_values = rise[0, 0].numel()
+        # No candidate and no group sees another one, so the gradient of the sum is that of each of them. It is a sum
+        # over values, too: a mean's is too small for float16.
+        (slope,) = torch.autograd.grad(rise.sum(), text)
+        per_group = slope.unflatten(1, (-1, group_size)).sum(2) / num_values
+        return cls(rise.detach().mean(dim=(2, 3, 4, 5)), per_group)
+
+    def loss(self, rewards: Float[Tensor, "k g"], beta: float) -> ImplicitRewardLoss:
+        """``-log sigmoid(-beta (gain_w - gain_l))``, winner and loser being the best and the worst of the candidates.
+
+        Diffusion-DPO's loss (arXiv 2311.12908, equation 14) with the negative embedding as the only parameter.
+        """
+        sign = choose_pair(rewards).sign.to(self.gain)
+        margin = beta * (sign * self.gain).sum(0)
+        factor = margin.sigmoid()
+        gradient = (beta * factor * sign)[..., None, None] * self.slope
+        return ImplicitRewardLoss(-F.logsigmoid(-margin).mean(), gradient.sum((0, 1)) / len(factor), factor.mean())
+
+
+@dataclass(frozen=True, eq=False)
+class ImplicitRewardLoss:
+    value: Float[Tensor, ""]
+    gradient: Float[Tensor, "tokens dim"]
+    factor: Float[Tensor, ""]  # what the gradient is multiplied with: 1/2 at first, 0 where there is nothing to learn
+
+
+def _rise(
+    positive: Float[Tensor, "k b c h w"],
+    moved: Float[Tensor, "k b c h w"],
+    reference: Float[Tensor, "k b c h w"],
+    noise: Float[Tensor, "k b c h w"],
+    guidance_scale: float,
+) -> Float[Tensor, "k b c h w"]:
+    """``(g - e)^2 - (r - e)^2``, of the guided predictions with the moved embedding and with its start.
+
+    As a product, ``(g - r)(g + r - 2 e)``: the squares are large under guidance, and their difference is small.
+    """
+    moves = (1 - guidance_scale) * (moved - reference)
+    error = guide(positive, moved, guidance_scale) + guide(positive, reference, guidance_scale) - 2 * noise
+    return moves * error / max(1.0, abs(guidance_scale - 1)) ** 2

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from psd.distillation.gradients import LOSS_SCALE, GivenGradient, scale_gradient
 from psd.distillation.residuals import Candidates
 from psd.phases import phase
 from psd.priors.base import Prior
@@ -64,15 +65,19 @@ def reward_loss(
     reward: Reward,
     prior: Prior,
     prompt: str,
-    rgb: Float[Tensor, "b 3 h w"],
+    rgb: Float[Tensor, "_b 3 h w"],
     latents: Float[Tensor, "b c lh lw"],
     denoised: Float[Tensor, "k b c lh lw"],
     candidates: Candidates,
 ) -> RewardLoss:
-    """Before weight and balance. ``rgb`` and ``latents`` carry their graph."""
-    images = _images(config, prior, rgb, latents, denoised.detach(), candidates)
+    """Before weight and balance. ``rgb`` and ``latents`` carry their graph.
+
+    In 2D one picture may stand for all candidates. In between, gradients are scaled, for networks in float16.
+    """
+    shown, encoded = (scale_gradient(values, 1 / LOSS_SCALE) for values in (rgb, latents))
+    images = _images(config, prior, shown, encoded, denoised.detach(), candidates)
     with phase("reward"):
-        rewards = reward(images, [prompt] * len(images))
+        rewards = scale_gradient(reward(images, [prompt] * len(images)), LOSS_SCALE)
     falls_short = -rewards if config.margin is None else F.relu(config.margin - rewards)
     return RewardLoss(falls_short.mean(), rewards.detach().mean())
 
@@ -81,7 +86,7 @@ def add_reward_loss(
     config: RewardGradientConfig,
     distillation: Float[Tensor, ""],
     reward: Float[Tensor, ""],
-    rgb: Float[Tensor, "b 3 h w"],
+    rgb: Float[Tensor, "_b 3 h w"],
     step: int,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The sum of the two losses, and the factor that the reward's came with."""
@@ -102,24 +107,10 @@ def add_reward_loss(
     return (factor * reward if is_alone else distillation + factor * reward), factor
 
 
-class GivenGradient(torch.autograd.Function):
-    """A loss with a given value, whose gradient is a given one."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, at: Tensor, gradient: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, outer: Float[Tensor, ""]) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return outer * gradient, None, None
-
-
 def _images(
     config: RewardGradientConfig,
     prior: Prior,
-    rgb: Float[Tensor, "b 3 h w"],
+    rgb: Float[Tensor, "_b 3 h w"],
     latents: Float[Tensor, "b c lh lw"],
     denoised: Float[Tensor, "k b c lh lw"],
     candidates: Candidates,
@@ -131,7 +122,7 @@ def _images(
         decoded = prior.decode((denoised + (latents - latents.detach())).flatten(0, 1))
     size = decoded.shape[-2:]
     shown = rgb if rgb.shape[-2:] == size else F.interpolate(rgb, size, mode="bilinear", antialias=True)
-    shown = shown.repeat(len(denoised), 1, 1, 1)
+    shown = shown.expand(len(latents), -1, -1, -1).repeat(len(denoised), 1, 1, 1)
     if config.image is RewardImage.DENOISED:
         decoded = decoded.detach() + (shown - shown.detach())
     is_late: Bool[Tensor, " n"] = (candidates.t > latest).repeat(len(denoised))

@@ -45,7 +45,7 @@ def test_smoothness_by_hand() -> None:
 
 
 def test_distillation_in_2d_comes_to_what_the_prior_wants_without_cameras() -> None:
-    """The prior hears of no cameras, and always of the same background: the picture paints it."""
+    """The prior hears of no cameras, and always of the same background: the picture paints it. It is encoded once."""
     phrases: list[str] = []
 
     class FlatPrior(GaussianPrior):
@@ -54,6 +54,10 @@ def test_distillation_in_2d_comes_to_what_the_prior_wants_without_cameras() -> N
         ) -> torch.Tensor:
             assert cameras is None
             return super().predict_noise(z_t, t, text, cameras)
+
+        def encode(self, rgb: torch.Tensor) -> torch.Tensor:
+            assert len(rgb) == 1
+            return super().encode(rgb)
 
         def embed(self, prompts: list[str]) -> torch.Tensor:
             phrases.extend(prompts)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
+from psd.cameras import Cameras
 from psd.distillation.denoising import Denoiser
 from psd.distillation.distillation import Distillation, Ranking
 from psd.distillation.learned_score import LearnedScore, LearnedScoreConfig
-from psd.distillation.negative_embedding import NegativeEmbeddingConfig, NegativeObjective
+from psd.distillation.negative_embedding import ImplicitReward, NegativeEmbeddingConfig, NegativeObjective
 from psd.distillation.residuals import (
     Candidates,
     ClassifierResidual,
@@ -32,7 +34,7 @@ from psd.distillation.weightings import (
     SoftmaxWeighting,
     Weighting,
 )
-from psd.priors.gaussian import GaussianPrior
+from psd.priors.gaussian import GaussianAdapter, GaussianPrior
 from psd.prompts import PromptEmbeddings
 from psd.schedules import Constant, Linear, Steps
 from tests.psd.closed_form import (
@@ -227,7 +229,7 @@ class TestRanking:
         losses = [run(distillation, step) for step in range(8)]
         assert [loss.unet_calls for loss in losses] == [32 if step in ranked else 16 for step in range(8)]
         assert [step for step, loss in enumerate(losses) if "reward" in loss.terms] == sorted(ranked)
-        assert len(prior.decoded) == len(ranked)
+        assert [len(views) for views in prior.decoded] == [8, 8] * len(ranked)  # candidates one after another
 
     def test_between_it_is_sds(self, prior: RecordingPrior, rgb: Tensor, run: Step) -> None:
         ranking = Ranking(steps=Steps(interval=2))
@@ -235,17 +237,31 @@ class TestRanking:
         _, _, weight = seen(prior, rgb)
         torch.testing.assert_close(rgb.grad, weight * expected_deltas(prior, rgb)[0] / 8)
 
-    def test_implicit_reward_waits_for_ranked_candidates(self, prior: RecordingPrior, run: Step) -> None:
-        distillation = make(
-            prior,
-            weighting=CONSTANT,
-            reward=BrightnessReward(),
-            ranking=Ranking(steps=Steps(interval=2)),
-            negative=NegativeEmbeddingConfig(interval=3),
+    @pytest.mark.parametrize(
+        ("negative", "updates"),
+        [
+            (NegativeEmbeddingConfig(interval=3), [0, 4, 8]),
+            (NegativeEmbeddingConfig(start=1, interval=2), [2, 4, 6, 8, 10]),  # which never meets an even step
+            (NegativeEmbeddingConfig(start=3, interval=5, stop=9), [4]),
+            (NegativeEmbeddingConfig(start=1, interval=4, objective=NegativeObjective.REWARD_ASCENT), [1, 5, 9]),
+        ],
+    )
+    def test_implicit_reward_waits_for_ranked_candidates(
+        self, prior: RecordingPrior, run: Step, negative: NegativeEmbeddingConfig, updates: list[int]
+    ) -> None:
+        """Of which every second step has some. Resumed in between, it counts on."""
+        ranking = Ranking(steps=Steps(interval=2))
+        straight, first, second = (
+            make(prior, weighting=CONSTANT, reward=BrightnessReward(), ranking=ranking, negative=negative)
+            for _ in range(3)
         )
-        losses = [run(distillation, step) for step in range(7)]
-        assert [step for step, loss in enumerate(losses) if "negative_loss" in loss.terms] == [0, 6]
-        assert all("negative_drift" in loss.terms for loss in losses)
+        terms = [run(straight, step).terms for step in range(11)]
+        assert [step for step, found in enumerate(terms) if "negative_loss" in found] == updates
+        assert all("negative_drift" in found for found in terms)
+        resumed = [run(first, step).terms for step in range(3)]
+        second.load_state_dict(first.state_dict())
+        resumed += [run(second, step).terms for step in range(3, 11)]
+        assert [step for step, found in enumerate(resumed) if "negative_loss" in found] == updates
 
     @pytest.mark.parametrize(
         "weighting",
@@ -302,7 +318,7 @@ class TestDdim:
         alpha, sigma = alpha_sigma(prior)
         estimate = rgb.detach() - sigma / alpha * expected_deltas(prior, rgb)
         assert len(prior.asked) == 2  # half of the way in half of the steps, the first of which is the residual's
-        assert not torch.allclose(prior.decoded[0], estimate.flatten(0, 1))
+        assert not torch.allclose(torch.stack(prior.decoded), estimate)
         half = {value.item() for value in prior.asked[1][1].unique()}
         assert half == {T // 2}
 
@@ -310,6 +326,35 @@ class TestDdim:
         ascent = NegativeEmbeddingConfig(objective=NegativeObjective.REWARD_ASCENT)
         with pytest.raises(ValueError, match="goes through the one-step estimate"):
             make(prior, reward=BrightnessReward(), negative=ascent, ranking=Ranking(num_ddim_steps=2))
+
+
+class HalfReward(BrightnessReward):
+    """In float16, where its gradient at one value of eight pictures is nothing, and 4096 times it is something."""
+
+    def __call__(self, rgb: Tensor, prompts: Sequence[str]) -> Tensor:
+        return (rgb.half() * self.slope).double().mean(dim=(1, 2, 3))
+
+
+def test_ascent_in_float16(prior: RecordingPrior, run: Step) -> None:
+    ascent = NegativeEmbeddingConfig(objective=NegativeObjective.REWARD_ASCENT, lr=0.01)
+    assert run(make(prior, reward=HalfReward(1e-5), negative=ascent)).terms["negative_drift"] > 0.01
+
+
+def test_implicit_reward_in_float16() -> None:
+    """Two views of 16384 values: the gradient of a mean at one of them is nothing in float16."""
+    text = torch.zeros(2, 2, 1, 1, requires_grad=True)
+    values = torch.ones(2, 2, 4, 64, 64)
+    reward = ImplicitReward.measure(
+        positive=values,
+        moved=(text.half()[..., None].expand_as(values) * 1e-4).float(),
+        reference=values,
+        noise=-values,
+        text=text,
+        guidance_scale=0.0,
+        group_size=2,
+    )
+    torch.testing.assert_close(reward.gain, torch.full((2, 1), 1.0 - 4.0))
+    torch.testing.assert_close(reward.slope, torch.full((2, 1, 1, 1), 2e-4), rtol=0.01, atol=0)
 
 
 def plain(**settings: object) -> RewardGradientConfig:
@@ -390,6 +435,15 @@ class TestRewardGradient:
         torch.testing.assert_close(rgb.grad, rgb.grad.mean().expand_as(rgb))  # brightness pushes all pixels alike
         assert rgb.grad.mean() < 0
 
+    @pytest.mark.parametrize("balance", [RewardBalance.NONE, RewardBalance.GRADIENTS])
+    def test_gradients_that_float16_cannot_hold_arrive(
+        self, prior: RecordingPrior, rgb: Tensor, run: Step, balance: RewardBalance
+    ) -> None:
+        config = RewardGradientConfig(balance=balance, steps=Steps(start=1), alone_from=1)
+        loss = run(make(prior, reward=HalfReward(1e-5), reward_gradient=config), 1)
+        pushed = loss.terms["direct_factor"] * 1e-5 / rgb.numel()
+        torch.testing.assert_close(rgb.grad, -pushed.expand_as(rgb), rtol=0.02, atol=0)
+
     def test_needs_a_differentiable_reward(self, prior: RecordingPrior) -> None:
         for reward in (None, TableReward([0.0])):
             with pytest.raises(ValueError, match="the reward gradient needs a differentiable reward"):
@@ -428,6 +482,22 @@ class TestVariational:
         shift = next(score.adapter.parameters()).detach()
         torch.testing.assert_close(shift, offset.expand(3, -1, -1).double(), atol=0.15, rtol=0)
 
+    def test_gradients_that_float16_cannot_hold_arrive(self, generator: torch.Generator) -> None:
+        class HalfAdapter(GaussianAdapter):
+            def forward(self, z_t: Tensor, t: Tensor, text: Tensor, cameras: Cameras | None) -> Tensor:
+                return ((z_t + self.shift).half() * 1e-5).double()
+
+        prior = GaussianPrior(dtype=torch.float64)
+        score = LearnedScore(LearnedScoreConfig(lr=0.01), prior)
+        score.adapter = HalfAdapter(prior)
+        score._optimizer = torch.optim.SGD(score.adapter.parameters(), lr=1.0)
+        latents, text = torch.zeros(64, 3, 4, 4, dtype=torch.float64), prior.embed(["red cube"]).expand(64, -1, -1)
+        error, norm = score.update(latents, text, None, generator)
+        assert error.item() == pytest.approx(1.0, abs=0.1)  # of noise that nobody predicts
+        shift = next(score.adapter.parameters())
+        assert norm.item() == pytest.approx(shift.norm().item() / latents.numel())
+        assert norm > 0
+
     def test_state_goes_on_where_it_stopped(self, prior: RecordingPrior, run: Step) -> None:
         def steps(distillation: Distillation, seeds: range) -> None:
             for seed in seeds:
@@ -458,6 +528,26 @@ class TestVariational:
 
         with pytest.raises(ValueError, match="Rigid cannot learn the renders' score"):
             make(Rigid(), VariationalResidual())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("image", list(RewardImage))
+def test_one_picture_stands_for_all_groups_in_2d(prior: RecordingPrior, rgb: Tensor, image: RewardImage) -> None:
+    """It is encoded once. Its gradient is the sum of those that a picture for each group would get."""
+    text, null = prior.embed(["red cube"]).expand(3, -1, -1), prior.embed([""]).expand(3, -1, -1)
+    prompt = PromptEmbeddings("red cube", text, null, null)
+    gradients, losses = [], []
+    for num_pictures in (1, 3):
+        distillation = make(
+            prior, weighting=CONSTANT, reward=BrightnessReward(), reward_gradient=plain(image=image, max_t=0.9)
+        )
+        picture = rgb.detach()[:1].clone().requires_grad_()
+        loss = distillation(picture.expand(num_pictures, -1, -1, -1), prompt, None, 0, torch.Generator().manual_seed(0))
+        loss.total.backward()
+        assert picture.grad is not None
+        gradients.append(picture.grad)
+        losses.append(loss.terms)
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(*losses)
 
 
 def test_prompt_has_a_null_for_methods_in_2d(prior: RecordingPrior, rgb: Tensor) -> None:

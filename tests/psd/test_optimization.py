@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from psd.cameras import Cameras, CameraSampler, LaterCameras
 from psd.distillation.distillation import Distillation
 from psd.distillation.negative_embedding import NegativeEmbeddingConfig
-from psd.distillation.residuals import X0Reconstruction
-from psd.distillation.weightings import PreferenceWeighting
+from psd.distillation.residuals import VariationalResidual, X0Reconstruction
+from psd.distillation.weightings import PreferenceWeighting, SingleWeighting
 from psd.optimization import Optimization
 from psd.phases import phase, record_phases
 from psd.priors.base import Prior
-from psd.priors.gaussian import GaussianPrior
+from psd.priors.gaussian import GaussianAdapter, GaussianPrior
 from psd.priors.multiview import MultiviewPrior
 from psd.prompts import PromptEncoder
 from psd.rewards.base import Reward
@@ -195,7 +195,8 @@ def test_report_names_every_term() -> None:
     assert report.step == 0
     assert report.unet_calls == 24  # 4 views, 2 candidates; prompt, negative and its reference
     assert report.terms.keys() == {
-        "distillation", "negative_drift", "negative_loss", "reward", "reward_gap", "size", "t"
+        "distillation", "gradient", "negative_drift", "negative_factor", "negative_loss", "reward", "reward_gap",
+        "size", "t"
     }  # fmt: skip
 
 
@@ -212,6 +213,42 @@ def test_loss_that_is_not_finite_stops_with_its_name(value: float) -> None:
     with pytest.raises(FloatingPointError, match=f"sparsity is {value} at step 2"):
         optimization.step()
     assert torch.equal(optimization.scene.state_dict()["images"], before)
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
+    """The slope of a square root at 0, where all losses are finite."""
+
+    class BrokenScene(ImageScene):
+        def regularization(self, render: Render, step: int) -> dict[str, Tensor]:
+            return {"sparsity": (self.images - self.images.detach() + (step != 2)).abs().sum().sqrt()}
+
+    optimization = make(scene=BrokenScene())
+    optimization.step()
+    optimization.step()
+    before = flatten(optimization.state_dict())
+    with pytest.raises(FloatingPointError, match="gradient is nan at step 2"):
+        optimization.step()
+    after = flatten(optimization.state_dict())
+    moved = {
+        name for name, value in before.items() if isinstance(value, Tensor) and not torch.equal(value, after[name])
+    }
+    assert not {name for name in moved if name.startswith((".scene", ".background", ".optimizer"))}
+
+
+def test_a_learned_score_that_is_not_finite_stops_too() -> None:
+    class Broken(GaussianAdapter):
+        def forward(self, z_t: Tensor, t: Tensor, text: Tensor, cameras: Cameras | None) -> Tensor:
+            return z_t + (self.shift - self.shift.detach()).square().sum().sqrt()
+
+    class BrokenPrior(GaussianPrior):
+        def make_adapter(self, rank: int) -> GaussianAdapter:
+            return Broken(self)
+
+    prior = BrokenPrior(group_size=4)
+    optimization = make(prior=prior)
+    optimization.distillation = Distillation(prior=prior, residual=VariationalResidual(), weighting=SingleWeighting())
+    with pytest.raises(FloatingPointError, match="learned_score_gradient is nan at step 0"):
+        optimization.step()
 
 
 def test_nan_in_the_render_stops_too() -> None:
