@@ -89,12 +89,10 @@ def check_weights(folder: Path, filename: str) -> str | None:
     Raises:
         ValueError: there are none, or a file of them is not whole.
     """
-    stem = filename.removesuffix(".safetensors")
-    for variant, name in ((None, filename), ("fp16", f"{stem}.fp16.safetensors")):
-        if (folder / name).is_file():
-            check_file(folder / name)
+    for variant, file, index in _variants(folder, filename):
+        if file.is_file():
+            check_file(file)
             return variant
-        index = folder / (f"{name}.index.json" if variant is None else f"{stem}.safetensors.index.fp16.json")
         if index.is_file():
             for shard in sorted(set(read_json(index, kind="index of weights").get("weight_map", {}).values())):
                 if not (folder / str(shard)).is_file():
@@ -104,6 +102,22 @@ def check_weights(folder: Path, filename: str) -> str | None:
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     found = f" (there is {pickles[0]}, a pickle: save it again with safe_serialization=True)" if pickles else ""
     raise ValueError(f"{folder} has no weights: {filename} is missing{found}")
+
+
+def file_of_tensor(folder: Path, filename: str, name: str) -> Path:
+    """Which file of the weights that ``check_weights`` finds holds a tensor."""
+    found = check_weights(folder, filename)
+    file, index = next((file, index) for variant, file, index in _variants(folder, filename) if variant == found)
+    return file if file.is_file() else folder / read_json(index, kind="index of weights")["weight_map"][name]
+
+
+def _variants(folder: Path, filename: str) -> tuple[tuple[str | None, Path, Path], ...]:
+    """The names that weights may have: of a variant, in one file or, of several files, the index."""
+    stem = filename.removesuffix(".safetensors")
+    return (
+        (None, folder / filename, folder / f"{filename}.index.json"),
+        ("fp16", folder / f"{stem}.fp16.safetensors", folder / f"{stem}.safetensors.index.fp16.json"),
+    )
 
 
 def load_model(load: Callable[[], tuple[Model, dict[str, Any]]], folder: Path) -> Model:

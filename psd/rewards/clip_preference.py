@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
-from psd.checkpoint_files import check_weights, load_model
+from psd.checkpoint_files import check_weights, file_of_tensor, load_model
 from psd.rewards.base import check_groups
 from psd.rewards.preprocessing import Preprocessing
 from psd.rewards.prompt_tokens import PromptTokens
@@ -33,12 +34,19 @@ class ClipPreferenceReward:
     group_size = 1
 
     def __init__(
-        self, model: CLIPModel, tokenizer: CLIPTokenizer, preprocessing: Preprocessing, *, scaled: bool = True
+        self,
+        model: CLIPModel,
+        tokenizer: CLIPTokenizer,
+        preprocessing: Preprocessing,
+        *,
+        scaled: bool = True,
+        logit_scale: Float[Tensor, ""] | None = None,  # in place of the model's, which may be rounded
     ) -> None:
         self._model = model.requires_grad_(False).eval()
         self._tokens = PromptTokens(tokenizer, model.config.text_config.max_position_embeddings)
         self._preprocess = preprocessing
-        self._scaled = scaled
+        exponent = model.logit_scale if logit_scale is None else logit_scale
+        self._scale = exponent.detach().float().exp() if scaled else None
         self._text_features: dict[str, Tensor] = {}
 
     @classmethod
@@ -66,7 +74,9 @@ class ClipPreferenceReward:
         tokenizer = CLIPTokenizer.from_pretrained(words, local_files_only=True)
         if len(tokenizer) > (known := model.config.text_config.vocab_size):
             raise ValueError(f"the tokenizer in {words} has {len(tokenizer)} tokens, the model in {root} only {known}")
-        return cls(model.to(device), tokenizer, preprocessing, scaled=scaled)
+        with safe_open(file_of_tensor(root, "model.safetensors", "logit_scale"), framework="pt") as weights:
+            exact = weights.get_tensor("logit_scale").to(device)  # bfloat16 would make 98.9 of exp's usual 100
+        return cls(model.to(device), tokenizer, preprocessing, scaled=scaled, logit_scale=exact)
 
     def __call__(self, rgb: Float[Tensor, "b 3 h w"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
         check_groups(self, len(rgb), len(prompts))
@@ -74,7 +84,7 @@ class ClipPreferenceReward:
         image = F.normalize(self._model.get_image_features(pixels).pooler_output.float(), dim=-1)
         text = torch.stack([self._embed(prompt) for prompt in prompts])
         cosine: Tensor = (image * text).sum(-1)
-        return cosine * self._model.logit_scale.float().exp() if self._scaled else cosine
+        return cosine if self._scale is None else cosine * self._scale
 
     @torch.no_grad()
     def _embed(self, prompt: str) -> Float[Tensor, " dim"]:

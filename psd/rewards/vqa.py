@@ -6,6 +6,7 @@ T2I-CompBench (arXiv 2307.06350) asks the same model about each noun phrase of t
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ class BlipVqaReward:
         self._model = model.requires_grad_(False).eval()
         self._tokens = PromptTokens(tokenizer, model.config.text_config.max_position_embeddings)
         self._preprocess = preprocessing
+        head = model.text_decoder.cls  # shares weights with the embeddings, which stay as they are
+        self._head = head if model.dtype == torch.float32 else copy.deepcopy(head).float()
         self._yes = tokenizer.convert_tokens_to_ids(ANSWER)
         if self._yes == tokenizer.unk_token_id:
             raise ValueError(f'the tokenizer does not know "{ANSWER}"; use the one of the checkpoint')
@@ -74,6 +77,7 @@ class BlipVqaReward:
         ids = ids.expand(len(patches), -1)
         question = self._model.text_encoder(ids, encoder_hidden_states=patches).last_hidden_state
         start = ids.new_full((len(ids), 1), self._model.decoder_start_token_id)
-        words = self._model.text_decoder(start, encoder_hidden_states=question, use_cache=False).logits[:, 0]
-        probabilities: Tensor = words.float().softmax(-1)[:, self._yes]
+        decoder = self._model.text_decoder.bert
+        answer = decoder(start, encoder_hidden_states=question, is_decoder=True, use_cache=False).last_hidden_state
+        probabilities: Tensor = self._head(answer[:, 0].float()).softmax(-1)[:, self._yes]
         return probabilities

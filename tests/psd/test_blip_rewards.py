@@ -68,6 +68,19 @@ def test_reward3d_is_its_published_program(
     assert (scores[0] - scores[4]).abs() > 1e-3
 
 
+def test_vqas_head_is_not_rounded(tmp_path: Path, generator: torch.Generator) -> None:
+    """What all words have more of changes no probability; in bfloat16 it would drown what sets them apart."""
+    folder, rgb = save_vqa(tmp_path), torch.rand(3, 3, 24, 16, generator=generator)
+    model = BlipForQuestionAnswering.from_pretrained(folder, dtype=torch.bfloat16)
+    preprocessing = Preprocessing.from_json(folder / "preprocessor_config.json")
+    plain = BlipVqaReward(model, make_bert_tokenizer(), preprocessing)(rgb, PROMPTS)
+    with torch.no_grad():
+        model.text_decoder.cls.predictions.decoder.bias.add_(256)
+    raised = BlipVqaReward(model, make_bert_tokenizer(), preprocessing)(rgb, PROMPTS)
+    torch.testing.assert_close(raised, plain, rtol=1e-3, atol=0)
+    assert model.text_decoder.bert.embeddings.word_embeddings.weight.dtype == torch.bfloat16
+
+
 def test_vqa_is_the_first_word_that_transformers_would_answer(tmp_path: Path, generator: torch.Generator) -> None:
     folder = save_vqa(tmp_path)
     rgb = torch.rand(3, 3, 24, 16, generator=generator)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from psd.checkpoint_files import check_folder, check_weights, find_folder
+from psd.checkpoint_files import check_folder, check_weights, file_of_tensor, find_folder
 
 WEIGHTS = "model.safetensors"
 
@@ -27,6 +27,15 @@ def test_whole_weights_are_taken(folder: Path) -> None:
 def test_half_precision_files_are_taken_where_there_are_no_others(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "model.fp16.safetensors")
     assert check_weights(folder, WEIGHTS) == "fp16"
+
+
+def test_the_file_of_a_tensor(folder: Path) -> None:
+    assert file_of_tensor(folder, WEIGHTS, "x") == folder / WEIGHTS
+    (folder / WEIGHTS).rename(folder / "model-00002-of-00002.safetensors")
+    (folder / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"x": "model-00002-of-00002.safetensors"}}')
+    assert file_of_tensor(folder, WEIGHTS, "x") == folder / "model-00002-of-00002.safetensors"
+    (folder / f"{WEIGHTS}.index.json").rename(folder / f"{WEIGHTS}.index.fp16.json")
+    assert file_of_tensor(folder, WEIGHTS, "x") == folder / "model-00002-of-00002.safetensors"
 
 
 @pytest.mark.parametrize("size", [0, 5, 20, 4000])
