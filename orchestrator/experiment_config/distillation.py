@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from orchestrator.experiment_config.schedules import ScheduleConfig, check_order, check_within, ends
+from orchestrator.experiment_config.schedules import ScheduleConfig, check_within, ends
 from orchestrator.schema import ConfigError, Count, Fraction, NonNegative, Positive, Range, WholeNumber
 
 LearningDecay = Annotated[float, Range(above=0, high=1)]
@@ -169,7 +169,7 @@ class NegativeEmbeddingConfig:
     enabled: bool = False
     objective: Literal["implicit_reward", "reward_ascent"] = "implicit_reward"
     start: WholeNumber = 0
-    interval: Count = 1
+    interval: Count = 1  # or more, until a step comes that can update it
     stop: WholeNumber | None = None
     lr: Positive = 1e-3
     lr_decay: LearningDecay = 1.0  # per update
@@ -195,7 +195,6 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         for name in ("min_t", "max_t"):
             check_within(name, ends(getattr(self, name)), Range(low=0, high=1))
-        check_order("min_t", self.min_t, "max_t", self.max_t)
         if self.negative_embedding.enabled:
             self._check_objective()
 

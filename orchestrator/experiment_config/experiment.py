@@ -17,6 +17,7 @@ from orchestrator.experiment_config.scenes import (
     SceneConfig,
     VoxelGridConfig,
 )
+from orchestrator.experiment_config.schedules import check_order
 from orchestrator.schema import ConfigError, Count, parse
 
 
@@ -73,6 +74,8 @@ class ExperimentConfig:
             self._check_2d(self.scene)
         self._check_prior()
         self._check_rewards()
+        min_t, max_t = self.distillation.min_t, self.distillation.max_t
+        check_order("distillation.min_t", min_t, "max_t", max_t, self.optimization.num_steps)
         if self.evaluation.num_views % self.cameras.group_size:
             size, views = self.cameras.group_size, self.evaluation.num_views
             raise ConfigError("evaluation.num_views", f"must be a multiple of cameras.group_size ({size}); got {views}")

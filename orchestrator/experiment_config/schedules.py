@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator.schema import ConfigError, Count, Range, WholeNumber
+from psd.schedules import Constant, Cosine, Linear, Piecewise, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,37 +49,50 @@ class PiecewiseConfig:
 ScheduleConfig = float | LinearConfig | CosineConfig | PiecewiseConfig
 
 
-def turning_points(schedule: ScheduleConfig) -> tuple[tuple[int, float], ...]:
-    """The ``(step, value)`` pairs between which a schedule only rises or only falls; it is constant outside of them."""
-    match schedule:
-        case _Ramp(start=start, end=end, start_step=start_step, end_step=end_step):
-            return ((start_step, start), (end_step, end))
+def build_schedule(config: ScheduleConfig) -> Schedule:
+    match config:
+        case LinearConfig(start=start, end=end, start_step=start_step, end_step=end_step):
+            return Linear(start=start, end=end, start_step=start_step, end_step=end_step)
+        case CosineConfig(start=start, end=end, start_step=start_step, end_step=end_step):
+            return Cosine(start=start, end=end, start_step=start_step, end_step=end_step)
         case PiecewiseConfig(knots=knots):
-            return knots
+            return Piecewise(knots)
         case float(value):
-            return ((0, value),)
+            return Constant(value)
 
 
 def ends(schedule: ScheduleConfig) -> tuple[float, ...]:
     """Values between which a schedule stays."""
-    return tuple(value for _, value in turning_points(schedule))
+    match schedule:
+        case _Ramp(start=start, end=end):
+            return (start, end)
+        case PiecewiseConfig(knots=knots):
+            return tuple(value for _, value in knots)
+        case float(value):
+            return (value,)
 
 
-def check_order(low_key: str, low: ScheduleConfig, high_key: str, high: ScheduleConfig) -> None:
-    """Refuses two schedules of which the lower one is above the other where either turns."""
-    for step in sorted({step for schedule in (low, high) for step, _ in turning_points(schedule)}):
-        values = _straight(turning_points(low), step), _straight(turning_points(high), step)
-        if values[0] > values[1]:
-            found = f"{values[0]:g} and {values[1]:g}"
+def _last_turn(schedule: ScheduleConfig) -> int:
+    """The step from which on it is constant."""
+    match schedule:
+        case _Ramp(end_step=end_step):
+            return end_step
+        case PiecewiseConfig(knots=knots):
+            return knots[-1][0]
+        case float():
+            return 0
+
+
+def check_order(low_key: str, low: ScheduleConfig, high_key: str, high: ScheduleConfig, num_steps: int) -> None:
+    """Refuses two schedules of which the lower one is above the other at a step of the run.
+
+    All of them are looked at: the curves between the ends differ, and so may their last digits.
+    """
+    below, above = build_schedule(low), build_schedule(high)
+    for step in range(min(max(_last_turn(low), _last_turn(high)) + 1, num_steps)):
+        if below(step) > above(step):
+            found = f"{below(step):g} and {above(step):g}"
             raise ConfigError(low_key, f"must be <= {high_key} at every step; at step {step} they are {found}")
-
-
-def _straight(points: Sequence[tuple[int, float]], step: int) -> float:
-    """The value on the straight lines between the points."""
-    for (start_step, start), (end_step, end) in itertools.pairwise(points):
-        if start_step <= step <= end_step:
-            return start + (end - start) * (step - start_step) / (end_step - start_step)
-    return points[0][1] if step < points[0][0] else points[-1][1]
 
 
 def check_within(key: str, values: tuple[float, ...], allowed: Range) -> None:

@@ -20,7 +20,7 @@ from orchestrator.experiment_config.distillation import (
     WeightingConfig,
     X0ReconstructionConfig,
 )
-from orchestrator.psd_objective.schedules import build_schedule
+from orchestrator.experiment_config.schedules import build_schedule
 from psd.distillation import negative_embedding as negative
 from psd.distillation import reward_gradient as direct
 from psd.distillation.distillation import Distillation, Ranking

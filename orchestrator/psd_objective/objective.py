@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from orchestrator.experiment_config.experiment import ExperimentConfig, experiment
-from orchestrator.experiment_config.rewards import SingleRewardConfig
+from orchestrator.experiment_config.rewards import SingleRewardConfig, single_rewards
 from orchestrator.haste import is_hastened
 from orchestrator.heartbeat import beat, patience
 from orchestrator.objective import Progress
@@ -40,7 +40,7 @@ TRAIN_REWARD = "reward"  # the training reward's name among the held-out ones
 
 
 class PsdObjective:
-    """Optimises a scene for a prompt. Priors, rewards and the oracle are loaded once and stay warm between runs."""
+    """Optimises a scene for a prompt. Priors, rewards and the oracle stay warm between runs that use them."""
 
     def __init__(self) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,16 +55,16 @@ class PsdObjective:
             return self._start(config, spec, output, resume_from)
 
     def _start(self, config: ExperimentConfig, spec: RunSpec, output: Path, resume_from: Path | None) -> PsdRun:
+        self._make_room(config)
         prior = self._load(
-            ("prior", config.prior, config.cameras.group_size),
-            partial(build_prior, config.prior, config.cameras.group_size, self._device),
+            _prior_key(config), partial(build_prior, config.prior, config.cameras.group_size, self._device)
         )
         rewards = {
             TRAIN_REWARD if name == "train" else name: build_reward(reward, self._load_reward)
             for name, reward in config.rewards.items()
         }
         path = config.evaluation.oracle
-        oracle = None if path is None else self._load(("oracle", path), partial(build_oracle, path))
+        oracle = None if path is None else self._load(_oracle_key(path), partial(build_oracle, path))
         cameras, later = build_cameras(config.cameras), build_later_cameras(config.cameras)
         with torch.random.fork_rng(forked_devices(self._device)):
             torch.manual_seed(spec.seed)  # networks draw their first weights from the global generator
@@ -94,6 +94,15 @@ class PsdObjective:
             run.load(resume_from)
         return run
 
+    def _make_room(self, config: ExperimentConfig) -> None:
+        """Before models join those that are warm, the ones that this run does not use go: a GPU may not hold all."""
+        path = config.evaluation.oracle
+        used: set[Hashable] = {_prior_key(config)} | (set() if path is None else {_oracle_key(path)})
+        for name, reward in config.rewards.items():
+            used |= set(single_rewards(reward, name).values())
+        if not used <= self._loaded.keys():
+            self._loaded = {key: model for key, model in self._loaded.items() if key in used}
+
     def _load_reward(self, config: SingleRewardConfig) -> Reward:
         return self._load(config, partial(load_reward, config, self._device))
 
@@ -101,6 +110,14 @@ class PsdObjective:
         if key not in self._loaded:
             self._loaded[key] = make()
         return cast(T, self._loaded[key])
+
+
+def _prior_key(config: ExperimentConfig) -> Hashable:
+    return "prior", config.prior, config.cameras.group_size
+
+
+def _oracle_key(path: str) -> Hashable:
+    return "oracle", path
 
 
 class PsdRun:

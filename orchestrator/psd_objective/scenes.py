@@ -17,7 +17,7 @@ from orchestrator.experiment_config.scenes import (
     VolumeConfig,
     VoxelGridConfig,
 )
-from orchestrator.psd_objective.schedules import build_schedule
+from orchestrator.experiment_config.schedules import build_schedule
 from psd.cameras import CameraSampler, LaterCameras
 from psd.scenes import hash_grid, image, voxel_grid
 from psd.scenes.backgrounds import Background, FlatBackground, LearnedBackground, NoBackground

@@ -56,7 +56,7 @@ class VolumeRenderer(nn.Module):
         background: Float[Tensor, "3"] | Float[Tensor, "v 3 h w"],
         occupancy: OccGridEstimator | None = None,
     ) -> Render:
-        """With normals in every still, and in training where the light or the orientation loss needs them."""
+        """With normals where the light or the orientation loss needs them, and so in no still."""
         config, light = self.config, None
         if self.training and config.shading is not None:
             light = config.shading.draw(cameras, self.step, self._generator)
@@ -68,7 +68,7 @@ class VolumeRenderer(nn.Module):
             generator=self._generator if self.training else None,
             occupancy=occupancy,
             light=light,
-            normals=not self.training or config.orientation(self.step) > 0,
+            normals=self.training and config.orientation(self.step) > 0,
         )
 
     def losses(self, render: Render, step: int) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from psd.cameras import Cameras
+from psd.random import is_pinned
 from psd.scenes.base import Field, Render
 from psd.scenes.nerfacc_kernels import has_kernels
 from psd.scenes.shading import Light
@@ -60,7 +61,8 @@ def render_field(
     view = torch.arange(len(origins), device=origins.device) // (height * width)
     offsets = None
     if generator is not None:
-        drawn = torch.rand(len(origins), generator=generator, device=generator.device)
+        pinned = is_pinned(origins, generator)
+        drawn = torch.rand(len(origins), generator=generator, device=generator.device, pin_memory=pinned)
         offsets = drawn.to(origins, non_blocking=True)
 
     def seen_along(some: slice) -> Float[Tensor, "n 5"] | Float[Tensor, "n 9"]:

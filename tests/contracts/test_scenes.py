@@ -16,6 +16,7 @@ from psd.scenes.files import load_scene, save_scene
 from psd.scenes.hash_grid import HashGrid, HashGridConfig
 from psd.scenes.image import ImageConfig, ImageScene
 from psd.scenes.shading import Shading
+from psd.scenes.volume_rendering import render_field
 from psd.scenes.voxel_grid import VoxelGrid, VoxelGridConfig
 from psd.schedules import Linear
 from tests.psd.fields import views
@@ -141,12 +142,13 @@ def test_ten_steps_saved_and_loaded_and_ten_more_are_twenty(make: MakeScene) -> 
     assert torch.equal(render_still(resumed, looked_at(0), GREY).rgb, render_still(straight, looked_at(0), GREY).rgb)
 
 
-def test_normals_point_outwards_and_show_in_stills(make: MakeScene) -> None:
+def test_normals_point_outwards_and_are_no_part_of_stills(make: MakeScene) -> None:
     scene = make(1)
-    render = render_still(scene, looked_at(0), GREY)
-    if scene.num_dimensions == 2:
-        assert render.normals is None
+    assert render_still(scene, looked_at(0), GREY).normals is None
+    field = scene.field()
+    if field is None:
         return
+    render = render_field(field, looked_at(0), GREY, num_samples=32, normals=True)
     assert render.normals is not None
     assert render.orientation is not None
     assert (render.normals.norm(dim=1, keepdim=True) <= render.opacity + 1e-4).all()

@@ -269,7 +269,17 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (
         "timesteps that cross",
         {"distillation": {"max_t": {"kind": "piecewise", "knots": [[0, 1.0], [20, 0.7], [200, 0.7]]}}},
-        "distillation.min_t: must be <= max_t at every step; at step 20 they are 0.788 and 0.7",
+        "distillation.min_t: must be <= max_t at every step; at step 4 they are 0.9416 and 0.94",
+    ),
+    (
+        "timesteps that cross between their ends",
+        {
+            "distillation": {
+                "min_t": {"kind": "cosine", "start": 0.98, "end": 0.02, "end_step": 100},
+                "max_t": {"kind": "linear", "start": 0.98, "end": 0.50, "end_step": 100},
+            }
+        },
+        "distillation.min_t: must be <= max_t at every step; at step 1 they are 0.979763 and 0.9752",
     ),
     (
         "a preference that turns round",

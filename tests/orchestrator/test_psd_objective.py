@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from orchestrator.psd_objective.objective import PsdObjective
 from orchestrator.trial import FailureKind, RunSpec
 from psd.distillation import negative_embedding
 from psd.optimization import Optimization, StepReport
+from psd.priors.base import Prior
 from psd.priors.multiview import MultiviewPrior
 from psd.rewards.clip_preference import ClipPreferenceReward
 from psd.scenes import hash_grid, shading, voxel_grid
@@ -58,6 +60,26 @@ def hurry() -> Iterator[None]:
     """Whatever becomes of a test that hastens its process, the next one takes its time."""
     yield
     relax()
+
+
+def test_models_stay_warm_until_others_need_their_room(spec: RunSpec, tmp_path: Path) -> None:
+    """A sweep over the prior's precision never holds two priors; one over a number keeps all."""
+    objective, reward = PsdObjective(), spec.config["rewards"]["train"]
+
+    def loaded(**changes: Any) -> tuple[weakref.ref[Prior], dict[Any, int]]:
+        objective.start(replace(spec, config=spec.config | changes), tmp_path, None)
+        prior = next(model for model in objective._loaded.values() if isinstance(model, MultiviewPrior))
+        return weakref.ref(prior), {key: id(model) for key, model in objective._loaded.items()}
+
+    first, warm = loaded()
+    assert loaded(optimization={"num_steps": 6, "log_every": 2})[1] == warm
+    assert loaded(rewards={"train": reward})[1] == warm, "less is no reason"
+    second, others = loaded(prior=spec.config["prior"] | {"dtype": "bfloat16"})
+    assert first() is None
+    assert second() is not None
+    shared = [key for key in warm if key in others]
+    assert len(shared) == 1, "the reward is used by both"
+    assert warm[shared[0]] == others[shared[0]]
 
 
 def _rows(progress: Progress) -> dict[str, float]:

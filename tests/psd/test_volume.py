@@ -135,7 +135,7 @@ def test_normals_are_computed_where_they_are_needed() -> None:
     assert bare(field, cameras, WHITE).normals is None
     assert oriented(field, cameras, WHITE).normals is not None
     assert lit(field, cameras, WHITE).normals is not None
-    assert bare.eval()(field, cameras, WHITE).normals is not None
+    assert oriented.eval()(field, cameras, WHITE).normals is None
     red = lit.eval()(field, cameras, WHITE).rgb[0, :, 4, 4]
     assert torch.allclose(red, torch.tensor(RED), atol=1e-3), "a still shows bare colours"
 
