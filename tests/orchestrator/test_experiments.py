@@ -56,3 +56,12 @@ def test_mvdream_has_the_published_schedule() -> None:
     assert (cameras.later.start, cameras.later.num_groups * cameras.group_size, cameras.later.height) == (5000, 4, 256)
     assert settings.optimization.num_steps == 10_000
     assert settings.distillation.guidance_scale == 50
+
+
+def test_methods_at_the_papers_scale_have_their_published_guidance() -> None:
+    varied = config.experiments(config.load(SWEEP_FILES / "paper" / "methods.yaml", []))
+    scales = {
+        name.removeprefix("search.variants."): experiment(settings).distillation.guidance_scale
+        for name, settings in varied.items()
+    }
+    assert scales == {"mvdream": 50, "dreamdpo": 7.5, "dreamreward": 50, "psd": 50}
