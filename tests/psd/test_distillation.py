@@ -310,6 +310,17 @@ class TestNegativeEmbedding:
         assert losses[0] == pytest.approx(0.6931, abs=1e-3)  # log 2: nothing has moved yet
         assert losses[-1] < losses[15] < 0.6
 
+    def test_no_graph_is_left_when_candidates_are_decoded(self, run: Step) -> None:
+        class Watching(RecordingPrior):
+            def preview(self, z: Tensor) -> Tensor:
+                assert not z.requires_grad
+                return super().preview(z)
+
+        distillation = make(
+            Watching(), weighting=CONSTANT, reward=BrightnessReward(), negative=NegativeEmbeddingConfig()
+        )
+        assert run(distillation).terms["negative_drift"] > 0
+
     def test_a_step_uses_the_embedding_as_it_was(self, prior: RecordingPrior, rgb: Tensor, run: Step) -> None:
         reward, same = BrightnessReward(), {"generator": torch.Generator().manual_seed(1)}
         run(make(prior, weighting=CONSTANT, reward=reward), **same)
