@@ -28,7 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if hasattr(session.config, "cache"):  # not with -p no:cacheprovider
+    if hasattr(session.config, "cache") and not hasattr(
+        session.config, "workerinput"
+    ):  # a worker's is not the session's
         session.config.cache.set(EXIT_STATUS, int(exitstatus))
 
 
