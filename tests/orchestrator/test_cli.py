@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -621,7 +621,9 @@ def test_a_terminal_that_closes_stops_a_run_cleanly(sweep_file: Path) -> None:
             os.read(screen, 2**16)  # or the terminal would be full
         return metrics.exists() and metrics.read_text().count("\n") >= 2
 
-    with subprocess.Popen(command, stdout=terminal, stderr=terminal, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=_heed_hang_ups
+    ) as process:
         os.close(terminal)
         _wait_for(is_under_way)
         os.close(screen)
@@ -633,13 +635,22 @@ def test_a_terminal_that_closes_stops_a_run_cleanly(sweep_file: Path) -> None:
 
 def test_a_hang_up_asks_for_a_stop_and_not_for_a_hurry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.dup2", lambda *_: None)  # pytest -s goes on writing to its terminal
-    interrupt = Interrupt(tmp_path)
-    with interrupt.caught():
-        signal.raise_signal(signal.SIGHUP)
-        assert interrupt.requested
-        signal.raise_signal(signal.SIGHUP)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
+    before = _heed_hang_ups()
+    try:
+        interrupt = Interrupt(tmp_path)
+        with interrupt.caught():
+            signal.raise_signal(signal.SIGHUP)
+            assert interrupt.requested
+            signal.raise_signal(signal.SIGHUP)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _heed_hang_ups() -> Any:
+    """Even if the tests themselves run under nohup; what was done about them before."""
+    return signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def test_nohup_is_respected(tmp_path: Path) -> None:
