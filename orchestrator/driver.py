@@ -284,8 +284,8 @@ class SweepDriver:
             trial = self._trials[waiting.run.trial]
             trial.leased[waiting.run.run_id] = lease
             self._leased_at_s[waiting.run.run_id] = self._clock.now_s
-            self._num_workers = max(self._num_workers, self._num_at_work)
             self._pool.submit(lease)
+            self._num_workers = max(self._num_workers, self._num_at_work)
             self._on_event(RunLeased(lease=lease))
         self._waiting.extendleft(reversed(held_back))
 
@@ -344,7 +344,7 @@ class SweepDriver:
     @property
     def _num_at_work(self) -> int:
         """How many runs workers are at; a lease more than there are workers follows one of them."""
-        return min(len(self._leased_at_s), self._pool.num_workers)
+        return min(len(self._leased_at_s), self._pool.num_workers - self._pool.num_idle)
 
     def _num_ending_soon(self) -> int:
         """How many of the runs that workers are at are about as old as runs get."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.failure import SPARES_WORKER
-from orchestrator.run_folder import RunFolder
+from orchestrator.settling import settled
 from orchestrator.trial import Event, Failure, FailureKind, Lease, RunFailed, RunFinished, RunProgressed, RunStopped
 from orchestrator.worker import Worker, WorkerSetup
 
@@ -71,9 +71,7 @@ class LocalPool:
                 self._idle.append(Worker(self._setup))
             case RunFinished() | RunStopped() | RunFailed():
                 self._idle.append(slot.worker)
-        if isinstance(event, RunFinished):
-            RunFolder(self._setup.runs, event.lease.spec.run_id).make_lasting()
-        return (event,)
+        return (settled(self._setup.runs, event) if isinstance(event, RunFinished) else event,)
 
     def cancel(self, lease: Lease) -> None:
         for slot in self._busy:

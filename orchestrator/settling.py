@@ -24,15 +24,19 @@ class Settling:
         """Hands on ``event``, or in its place a failure of the storage."""
         self._threads.submit(self._settle, event)
 
-    def close(self) -> None:
-        """After what was added is settled."""
-        self._threads.shutdown()
+    def close(self, *, at_once: bool = False) -> None:
+        """After what was added is settled, or without waiting for it."""
+        self._threads.shutdown(wait=not at_once, cancel_futures=at_once)
 
     def _settle(self, event: RunFinished) -> None:
-        try:
-            RunFolder(self._runs, event.lease.spec.run_id).make_lasting()
-        except OSError as error:
-            message = f"the disk did not take the result: {error}"
-            self._hand_on(RunFailed(lease=event.lease, failure=Failure(kind=FailureKind.STORAGE, message=message)))
-        else:
-            self._hand_on(event)
+        self._hand_on(settled(self._runs, event))
+
+
+def settled(runs: Path, event: RunFinished) -> Event:
+    """The event, once its result outlasts a power cut; in its place a failure of the storage if it cannot."""
+    try:
+        RunFolder(runs, event.lease.spec.run_id).make_lasting()
+    except OSError as error:
+        message = f"the disk did not take the result: {error}"
+        return RunFailed(lease=event.lease, failure=Failure(kind=FailureKind.STORAGE, message=message))
+    return event

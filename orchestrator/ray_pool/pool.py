@@ -74,7 +74,9 @@ class _Slot:
     num_calls: int = 0  # of its lease, with the outstanding one
     is_last_call: bool = False  # the outstanding one is expected to end the run
     call_took_s: float = 0.0  # the one before it
+    ending_took_s: float = 0.0  # the last call of the run before: it may have more to do than the others
     ended_at_once: bool = False  # its last run did, with its first call
+    is_worn: bool = False  # it goes after this run
     is_leaving: bool = False  # one too many: it goes when its run is checkpointed
     since_s: float = 0.0  # when it began to start, or became idle
     watch: Watch | None = None  # since the outstanding call
@@ -157,10 +159,8 @@ class RayPool:
         if self._owns_ray:
             cluster.join(address)
         try:
-            nodes = cluster.alive_nodes()
             self._shape = shape
-            self._settle_gpus(nodes)
-            nodes = self._with_gpu_memory(nodes)
+            nodes = self._alive_nodes()
             self._limit = self._largest_size(num_workers, most_useful, nodes)
             self._grow(nodes)
             self._hint_at(self._limit)
@@ -254,7 +254,7 @@ class RayPool:
         Of those that are too many the idle ones go at once, the others when their runs are checkpointed; these end in
         RunStopped, and go on elsewhere.
         """
-        nodes = self._with_gpu_memory(cluster.alive_nodes())
+        nodes = self._alive_nodes()
         useful = max(most_useful, sum(slot.lease is not None for slot in self._slots))  # what has begun is finished
         self._limit = useful if num_workers == "auto" else min(num_workers, useful)
         if not self._elastic and self._limit > self._capacity(nodes):
@@ -301,7 +301,7 @@ class RayPool:
         for slot in self._slots:
             ray.kill(slot.actor)
         self._slots = []
-        self._settling.close()
+        self._settling.close(at_once=timeout_s == 0.0)
         self._probe.unlink(missing_ok=True)
         if self._owns_ray:
             ray.shutdown()
@@ -350,9 +350,11 @@ class RayPool:
         """Whether its run is expected to end within moments, and nothing keeps its worker from another one."""
         if slot.lease is None or not slot.is_last_call or slot.next is not None:
             return False
-        if slot.cancelled or slot.is_leaving or self._is_left(slot.node) or self._wear.max_runs is not None:
+        if slot.is_worn or self._wear.max_runs is not None:
             return False
-        return slot.called_s + slot.call_took_s - self._clock.now_s <= _AHEAD_S
+        if slot.cancelled or slot.is_leaving or self._is_left(slot.node):
+            return False
+        return slot.called_s + max(slot.call_took_s, slot.ending_took_s) - self._clock.now_s <= _AHEAD_S
 
     def _pass_on(self, warnings: Sequence[WorkerWarning]) -> None:
         """Tell what workers warn of; what is about no run in particular, and so may come from each of them, once."""
@@ -391,7 +393,7 @@ class RayPool:
         self._receiver.forget(slot.lease)
         slot.lease = slot.call = slot.watch = None
         slot.since_s = self._clock.now_s
-        slot.ended_at_once = slot.num_calls == 1
+        slot.ended_at_once, slot.ending_took_s, slot.is_worn = slot.num_calls == 1, slot.call_took_s, bool(worn)
         if isinstance(event, RunFailed):
             event = replace(event, failure=replace(event.failure, node=slot.node.address))
         if isinstance(event, RunFailed) and event.failure.kind not in SPARES_WORKER:
@@ -505,9 +507,7 @@ class RayPool:
     def _follow_the_cluster(self) -> None:
         now_s = self._clock.now_s
         self._next_look_s = now_s + LOOK_EVERY_S
-        nodes = cluster.alive_nodes()
-        self._settle_gpus(nodes)
-        nodes = self._with_gpu_memory(nodes)
+        nodes = self._alive_nodes()
         draining = cluster.draining_nodes() - self._draining
         self._draining |= draining
         for slot in [slot for slot in self._slots if slot.lease is not None and slot.node.node_id in draining]:
@@ -525,6 +525,12 @@ class RayPool:
                 f"for {ABANDONED_AFTER_S / 60:.0f} minutes no worker came up: {problem}; "
                 "see `ray status`, then go on with psd resume"
             )
+
+    def _alive_nodes(self) -> list[Node]:
+        """The nodes of now; what a worker holds of their GPUs is settled as far as it can be."""
+        nodes = cluster.alive_nodes()
+        self._settle_gpus(nodes)
+        return self._with_gpu_memory(nodes)
 
     def _settle_gpus(self, nodes: Sequence[Node]) -> None:
         """Where nothing was said of GPUs: a worker holds one if there is any when a node can first take a worker."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import time
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from orchestrator import durable
 from orchestrator.checkpoints import DirectoryCheckpoints, step_of
 from orchestrator.local_pool import LocalPool
 from orchestrator.placement import WorkerShape
@@ -261,6 +263,21 @@ def test_the_objective_is_built_once_per_worker(bench: Bench) -> None:
     for _ in range(4):
         bench.until_end(bench.lease())
     assert bench.build_log.read_text().splitlines() == built
+
+
+def test_a_disk_that_does_not_take_a_result_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EIO, "no disk")
+
+    lease = bench.lease(num_steps=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "sync", refuse)
+        failed = bench.until_end(lease)[-1]
+    assert isinstance(failed, RunFailed)
+    assert failed.failure.kind is FailureKind.STORAGE
+    assert "no disk" in failed.failure.message
+    assert bench.pool.num_idle == 2
+    assert isinstance(bench.until_end(Lease(spec=lease.spec, attempt=1))[-1], RunFinished)
 
 
 @pytest.mark.parametrize("make_pool", POOLS, ids=["local", "ray"])

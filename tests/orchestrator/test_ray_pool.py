@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -292,6 +293,32 @@ def test_a_worker_that_is_to_go_stops_what_follows(tmp_path: Path) -> None:
         assert len(stopped & {"c", "d"}) == 1
     finally:
         pool.close()
+
+
+_held_bytes = count(step=10**9)
+
+
+def _more_each_time() -> int:
+    return next(_held_bytes)
+
+
+def test_a_worker_that_grew_goes_after_the_run_that_it_has_at_hand(tmp_path: Path) -> None:
+    setup = replace(_setup(tmp_path, partial(FakeObjective, tmp_path / "built")), memory_bytes=_more_each_time)
+    pool = RayPool(setup, num_workers=1, wear=Wear(max_growth_gb=1.5))
+    try:
+        for name in ("a", "b"):  # 1 GB more, which is allowed
+            assert isinstance(_until_end(pool, _named(name, num_steps=5))[-1], RunFinished)
+        pool.submit(_named("c", num_steps=5))
+        pool.submit(_named("d", num_steps=10**6))
+        assert _next(pool, RunProgressed, "d")  # "c" has ended, and its worker is worn
+        assert not any(slot.next for slot in pool._slots)
+        assert [slot.is_worn for slot in pool._slots] == [True]
+        pool.cancel(pool._slots[0].lease or _named("none"))
+        assert _next(pool, RunStopped, "d")
+        assert isinstance(_until_end(pool, _named("e", num_steps=5))[-1], RunFinished)
+    finally:
+        pool.close()
+    assert len(set((tmp_path / "built").read_text().split())) == 2
 
 
 def test_a_result_is_told_when_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
