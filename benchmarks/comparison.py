@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report.statistics import Pair, PairedDifference, paired_difference, survive_correction
+from scipy import stats
+
+from orchestrator.report.statistics import CONFIDENCE, Pair, PairedDifference, paired_difference
 from orchestrator.run_folder import RunFolder
 
 EQUAL_CALLS_TOLERANCE = 0.15
@@ -160,6 +162,19 @@ def findings(results: Results, compared: Sequence[Comparison], measures: Sequenc
         )
         for (comparison, variant, measure, difference), survives in zip(found, surviving, strict=True)
     ]
+
+
+def survive_correction(p_values: Sequence[float]) -> list[bool]:
+    """Which would be reported if one in twenty of all that are reported may be wrong (Benjamini and Hochberg, 1995).
+
+    NaN never is.
+    """
+    known = [i for i, p_value in enumerate(p_values) if not math.isnan(p_value)]
+    if not known:
+        return [False] * len(p_values)
+    adjusted = stats.false_discovery_control([p_values[i] for i in known])
+    surviving = {i for i, p_value in zip(known, adjusted, strict=True) if p_value < 1 - CONFIDENCE}
+    return [i in surviving for i in range(len(p_values))]
 
 
 def costs(results: Results, variants: Sequence[Variant], reference: str) -> list[Cost]:

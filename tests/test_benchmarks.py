@@ -31,6 +31,7 @@ from benchmarks.comparison import (
     costs,
     findings,
     read_results,
+    survive_correction,
     with_equal_calls,
 )
 from benchmarks.comparison_report import figure, kept_reading, make_report, print_report, write_report
@@ -38,7 +39,7 @@ from benchmarks.comparison_runner import MEASURES, Planned, configure, execute, 
 from benchmarks.psd_vs_sds import BASELINE, BENCHMARK, VARIANTS, compose
 from orchestrator import config
 from orchestrator.experiment_config.experiment import experiment
-from orchestrator.report.statistics import mean_estimate, paired_difference, survive_correction
+from orchestrator.report.statistics import mean_estimate, paired_difference
 from orchestrator.testing import FakeObjective
 from orchestrator.trial import RunSpec
 from psd.toybox import grammar
@@ -140,6 +141,18 @@ def test_better_and_worse_follow_the_measure_and_ties_are_neither():
     lower = paired_difference(treatment, baseline, higher_is_better=False)
     assert (higher.num_better, higher.num_worse, higher.is_better) == (1, 2, False)
     assert (lower.num_better, lower.num_worse, lower.is_better) == (2, 1, True)
+
+
+def test_better_is_what_is_better_on_average_not_most_often():
+    gains = {(prompt, seed): (1.0, -0.01)[seed] for prompt in "abcdefg" for seed in (0, 1)}
+    gains |= {("h", 0): -0.01, ("h", 1): -0.01}
+    baseline = dict.fromkeys(gains, 0.0)
+    higher = paired_difference(gains, baseline)
+    lower = paired_difference(gains, baseline, higher_is_better=False)
+    assert higher.over_pairs.low > 0
+    assert (higher.is_clear, higher.num_better, higher.num_worse) == (True, 7, 9)
+    assert higher.is_better
+    assert not lower.is_better
 
 
 def test_only_pairs_that_both_have_count():

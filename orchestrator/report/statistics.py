@@ -41,6 +41,7 @@ class PairedDifference:
     num_prompts: int
     num_better: int  # pairs; the rest of them, apart from num_worse, are ties
     num_worse: int
+    higher_is_better: bool
 
     @property
     def is_clear(self) -> bool:
@@ -49,7 +50,8 @@ class PairedDifference:
 
     @property
     def is_better(self) -> bool:
-        return self.num_better > self.num_worse
+        """On average: many small losses may be less than a few large gains."""
+        return self.over_pairs.mean > 0 if self.higher_is_better else self.over_pairs.mean < 0
 
 
 def paired_difference(
@@ -71,6 +73,7 @@ def paired_difference(
         num_prompts=len(by_prompt),
         num_better=sum(gain > 0 for gain in gains),
         num_worse=sum(gain < 0 for gain in gains),
+        higher_is_better=higher_is_better,
     )
 
 
@@ -87,16 +90,3 @@ def mean_estimate(values: Sequence[float]) -> MeanEstimate:
     margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * standard_error
     p_value = 2 * float(stats.t.sf(abs(mean) / standard_error, n - 1))
     return MeanEstimate(mean=mean, low=mean - margin, high=mean + margin, p_value=p_value)
-
-
-def survive_correction(p_values: Sequence[float]) -> list[bool]:
-    """Which would be reported if one in twenty of all that are reported may be wrong (Benjamini and Hochberg, 1995).
-
-    NaN never is.
-    """
-    known = [i for i, p_value in enumerate(p_values) if not math.isnan(p_value)]
-    if not known:
-        return [False] * len(p_values)
-    adjusted = stats.false_discovery_control([p_values[i] for i in known])
-    surviving = {i for i, p_value in zip(known, adjusted, strict=True) if p_value < 1 - CONFIDENCE}
-    return [i in surviving for i in range(len(p_values))]
