@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import time
@@ -100,8 +101,10 @@ class PsdObjective:
         used: set[Hashable] = {_prior_key(config)} | (set() if path is None else {_oracle_key(path)})
         for name, reward in config.rewards.items():
             used |= set(single_rewards(reward, name).values())
-        if not used <= self._loaded.keys():
-            self._loaded = {key: model for key, model in self._loaded.items() if key in used}
+        if used <= self._loaded.keys() or self._loaded.keys() <= used:
+            return
+        self._loaded = {key: model for key, model in self._loaded.items() if key in used}
+        gc.collect()  # a compiled network refers to itself
 
     def _load_reward(self, config: SingleRewardConfig) -> Reward:
         return self._load(config, partial(load_reward, config, self._device))

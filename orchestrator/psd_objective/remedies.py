@@ -24,7 +24,7 @@ def with_remedies(config: ExperimentConfig) -> Iterator[None]:
         raise FloatingPointError(f"{error}; float16 overflows where bfloat16 does not: set {' '.join(half)}") from error
     except torch.OutOfMemoryError as error:
         wish = str(error).partition(". GPU")[0]
-        wide = [f"{key}=bfloat16 (float32 now)" for key, dtype in dtypes.items() if dtype == "float32"]
+        wide = [f"{key}=bfloat16 ({dtype} now)" for key, dtype in dtypes.items() if _is_wide(key, dtype)]
         cameras = config.cameras
         remedies = [
             *wide,
@@ -33,6 +33,11 @@ def with_remedies(config: ExperimentConfig) -> Iterator[None]:
             f"smaller cameras.height and cameras.width ({cameras.height} and {cameras.width} now)",
         ]
         raise torch.OutOfMemoryError(f"{wish}; what lowers it: {', '.join(remedies)}") from error
+
+
+def _is_wide(key: str, dtype: str) -> bool:
+    """Whether bfloat16 would take less: beside a network in float16, too, a prior's autoencoder is in float32."""
+    return dtype == "float32" or (key == "prior.dtype" and dtype == "float16")
 
 
 def _dtypes(config: ExperimentConfig) -> dict[str, str]:

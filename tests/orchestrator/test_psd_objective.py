@@ -25,7 +25,9 @@ from orchestrator.heartbeat import asks_patience
 from orchestrator.objective import Progress
 from orchestrator.psd_objective.compilation import excuse_compiling
 from orchestrator.psd_objective.evaluator import Evaluator
+from orchestrator.psd_objective.models import build_prior
 from orchestrator.psd_objective.objective import PsdObjective
+from orchestrator.psd_objective.remedies import with_remedies
 from orchestrator.trial import FailureKind, RunSpec
 from psd.distillation import negative_embedding
 from psd.optimization import Optimization, StepReport
@@ -80,6 +82,27 @@ def test_models_stay_warm_until_others_need_their_room(spec: RunSpec, tmp_path: 
     shared = [key for key in warm if key in others]
     assert len(shared) == 1, "the reward is used by both"
     assert warm[shared[0]] == others[shared[0]]
+
+
+def test_what_goes_is_gone_before_anything_is_loaded(
+    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it refers to itself, as a compiled network does."""
+
+    class Compiled:
+        def __init__(self) -> None:
+            self.itself = self
+
+    def load(*_: object) -> Prior:
+        assert gone() is None
+        return build_prior(*_)  # type: ignore[arg-type]
+
+    objective = PsdObjective()
+    objective._loaded["prior", "of another run"] = Compiled()
+    gone = weakref.ref(objective._loaded["prior", "of another run"])
+    monkeypatch.setattr("orchestrator.psd_objective.objective.build_prior", load)
+    objective.start(spec, tmp_path, None)
+    assert gone() is None
 
 
 def _rows(progress: Progress) -> dict[str, float]:
@@ -275,6 +298,24 @@ def test_out_of_memory_names_the_settings_that_lower_it(
     for setting in (*models, "prior.vae_slicing", "cameras.num_groups", "cameras.height and cameras.width"):
         assert setting in message
     assert classify(raised.value).kind is FailureKind.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(("dtype", "helps"), [("float32", True), ("float16", True), ("bfloat16", False)])
+def test_a_prior_that_is_not_in_bfloat16_takes_less_memory_in_it(
+    spec: RunSpec, dtype: str, helps: bool
+) -> None:  # in float16 its autoencoder may be in float32
+    config = experiment({**spec.config, "prior": {**spec.config["prior"], "dtype": dtype}})
+    with pytest.raises(torch.OutOfMemoryError) as raised, with_remedies(config):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    assert (f"prior.dtype=bfloat16 ({dtype} now)" in str(raised.value)) == helps
+
+
+def test_half_a_rewards_memory_is_not_halved_again(spec: RunSpec) -> None:
+    train = {**spec.config["rewards"]["train"], "dtype": "float16"}
+    config = experiment({**spec.config, "rewards": {**spec.config["rewards"], "train": train}})
+    with pytest.raises(torch.OutOfMemoryError) as raised, with_remedies(config):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    assert "rewards.train" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
