@@ -156,7 +156,9 @@ class Distillation(nn.Module):
         terms: dict[str, Tensor] = {"t": candidates.t.float().mean() / prior.noise_schedule.num_timesteps}
         if rewards is not None:
             scores = rewards.detach()
-            terms |= {"reward": scores.mean(), "reward_gap": (scores.amax(0) - scores.amin(0)).mean()}
+            terms["reward"] = scores.mean()
+            if is_ranked:
+                terms["reward_gap"] = (scores.amax(0) - scores.amin(0)).mean()
         if self.negative_embedding is not None:
             terms |= self._move_negative(update, implicit, rewards, step)
         num_calls = denoise.num_calls

@@ -231,6 +231,14 @@ class TestRanking:
         assert [step for step, loss in enumerate(losses) if "reward" in loss.terms] == sorted(ranked)
         assert [len(views) for views in prior.decoded] == [8, 8] * len(ranked)  # candidates one after another
 
+    def test_a_climb_between_ranked_steps_has_a_reward_and_no_gap(self, prior: RecordingPrior, run: Step) -> None:
+        ascent = NegativeEmbeddingConfig(objective=NegativeObjective.REWARD_ASCENT)
+        ranking = Ranking(steps=Steps(interval=2))
+        distillation = make(prior, weighting=CONSTANT, reward=BrightnessReward(), ranking=ranking, negative=ascent)
+        terms = [run(distillation, step).terms for step in range(4)]
+        assert ["reward" in found for found in terms] == [True] * 4
+        assert ["reward_gap" in found for found in terms] == [True, False] * 2
+
     def test_between_it_is_sds(self, prior: RecordingPrior, rgb: Tensor, run: Step) -> None:
         ranking = Ranking(steps=Steps(interval=2))
         run(make(prior, weighting=CONSTANT, reward=BrightnessReward(), ranking=ranking), step=1)
