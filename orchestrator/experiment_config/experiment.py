@@ -24,7 +24,7 @@ from orchestrator.schema import ConfigError, Count, parse
 @dataclass(frozen=True, kw_only=True)
 class OptimizationConfig:
     num_steps: Count = 200
-    log_every: Count = 10  # steps a worker does before it reports
+    log_every: Count = 10  # steps between two rows of metrics.jsonl
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -261,7 +261,8 @@ class Distillation(nn.Module):
         if update is not None and update.config.objective is NegativeObjective.REWARD_ASCENT:
             (predicted["negative"],) = denoise(noised, t, prompt.negative + update.offset)
         elif update is not None:
-            # Two calls of one shape: where the texts are equal, so are the predictions, whatever the precision.
+            # Two calls of one shape: where the texts are equal, so are the predictions, whatever the precision; unless
+            # the UNet is compiled, for each of the two by itself.
             (reference,) = denoise(noised, t, prompt.negative)
             moved = self._negative(prompt).repeat(len(noised), 1, 1, 1).requires_grad_()
             (predicted["negative"],) = denoise(noised, t, moved)

@@ -150,7 +150,8 @@ class ClassifierResidual(_NoiseDifference):
     """The classifier part of guidance alone: the prompt's prediction minus a mixture of no prompt's and the negative's.
 
     ``eps(y) - (1 - u) eps() - u eps(n)`` with ``u`` the negative weight. Classifier score distillation (arXiv
-    2310.19415). ``guidance_scale`` is for the estimates that rewards look at, and for those only.
+    2310.19415). ``guidance_scale`` is for the estimates that rewards look at, and for the negative
+    embedding's implicit reward.
     """
 
     negative_weight: Schedule = Constant(1.0)
