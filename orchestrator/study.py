@@ -27,11 +27,22 @@ class TrialRecord:
     feasible: bool = True  # it keeps every bound
     attributes: Mapping[str, object]
     mine: bool = True  # False: of another driver that shares the study
+    num_retries: int = 0  # how often it failed and was tried again
 
     @property
     def value(self) -> float | None:
         """By the first goal."""
         return self.values[0] if self.values else None
+
+
+def num_ended(records: Sequence[TrialRecord]) -> int:
+    """Trials that are complete, pruned or failed now."""
+    return sum(record.state != "running" for record in records)
+
+
+def num_endings(records: Sequence[TrialRecord]) -> int:
+    """How often a trial has ended: a trial that is tried again ends again, so this only ever grows."""
+    return num_ended(records) + sum(record.num_retries for record in records)
 
 
 def unfinished(records: Sequence[TrialRecord]) -> list[Suggestion]:

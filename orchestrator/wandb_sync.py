@@ -64,21 +64,21 @@ def sync_runs(runs: Path, tracking: WandbTracking, service: Service) -> SyncRepo
 
 
 def sync_trials(trials: TrialsTable, tracking: WandbTracking, service: Service) -> bool:
-    """Upload the table of trials if W&B has none of as many; whether it has one then.
+    """Upload the table of trials if W&B has none of as many endings; whether it has one then.
 
     Raises:
         UserError: the service cannot be reached.
     """
-    if trials.num_trials in service.logged_steps(tracking.trials_id):
+    if trials.num_endings in service.logged_steps(tracking.trials_id):
         return True
     service.upload([keep_trials(trials, tracking)])
-    return trials.num_trials in service.logged_steps(tracking.trials_id)
+    return trials.num_endings in service.logged_steps(tracking.trials_id)
 
 
 def keep_trials(trials: TrialsTable, tracking: WandbTracking) -> Path:
-    """The table as an offline fragment, a new one if none of as many trials is waiting to be uploaded."""
+    """The table as an offline fragment, a new one if none of as many endings is waiting to be uploaded."""
     fragments = fragments_of(tracking.trials_id, tracking.folder)
-    waiting = [path for path in fragments if not is_uploaded(path) and trials.num_trials in read_steps(path)]
+    waiting = [path for path in fragments if not is_uploaded(path) and trials.num_endings in read_steps(path)]
     if not waiting:
         tracking.log_trials(trials)
         waiting = fragments_of(tracking.trials_id, tracking.folder)

@@ -47,7 +47,7 @@ _OBJECTS = {".glb", ".obj"}
 class TrialsTable:
     """What W&B is to show of the trials of a sweep."""
 
-    num_trials: int  # that have ended: what tells an older table of the sweep from a newer one
+    num_endings: int  # of trials, also of those tried again: what tells an older table of the sweep from a newer one
     columns: Sequence[str]
     rows: Sequence[Sequence[Scalar | None]]
     metrics: Mapping[str, float]  # in the summary of the W&B run
@@ -116,7 +116,7 @@ class WandbTracking:
         table = wandb.Table(columns=list(trials.columns), data=data, allow_mixed_types=True)  # some are "auto" or 3
         pictures = [wandb.Image(str(path), caption=caption) for caption, path in trials.pictures.items()]
         shown = {f"{_MEDIA}best": pictures} if pictures else {}
-        run.log({**shown, **trials.metrics, "trials": table, STEP_METRIC: trials.num_trials})
+        run.log({**shown, **trials.metrics, "trials": table, STEP_METRIC: trials.num_endings})
         run.finish()
 
     def _id(self, name: str) -> str:

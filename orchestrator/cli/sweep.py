@@ -31,7 +31,7 @@ from orchestrator.psd_inputs import check_inputs
 from orchestrator.psd_objective.worker_side import make_objective, measure_memory
 from orchestrator.report.tables import as_overrides, best_rows, best_yaml, terminal_table, trial_rows, trials_csv
 from orchestrator.schema import ConfigError, join
-from orchestrator.study import Study, TrialRecord, unfinished
+from orchestrator.study import Study, TrialRecord, num_ended, unfinished
 from orchestrator.sweep_lock import HeldError, held
 from orchestrator.tracking import Tracker, track_nothing
 from orchestrator.trial import RunSpec
@@ -394,12 +394,8 @@ def _view(sweep: Sweep, records: Sequence[TrialRecord], clock: SystemClock) -> S
     )
 
 
-def _num_settled(records: Sequence[TrialRecord]) -> int:
-    return sum(record.state != "running" for record in records)
-
-
 def _is_over(sweep: Sweep, records: Sequence[TrialRecord]) -> bool:
-    return _num_settled(records) >= sweep.num_trials and not unfinished(records)
+    return num_ended(records) >= sweep.num_trials and not unfinished(records)
 
 
 def _greet(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> None:
@@ -407,13 +403,13 @@ def _greet(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> No
     runs = len(settings.prompts) * len(settings.seeds)
     text = f"[bold]{settings.name}[/bold]: {_count(sweep.num_trials, 'trial')} of {_count(runs, 'run')}"
     console.print(f"{text}, {', '.join(map(str, sweep.goals))}, into {sweep.output}", highlight=False)
-    num_settled = _num_settled(records)
+    ended = num_ended(records)
     if _is_over(sweep, records):
-        more = f"{typed('psd')} resume {sweep.output} trials={2 * num_settled}"
+        more = f"{typed('psd')} resume {sweep.output} trials={2 * ended}"
         console.print(f"All is done. For more trials:  {more}", highlight=False, soft_wrap=True)
     elif records:
-        left = len(records) - num_settled
-        console.print(f"Going on: {_count(num_settled, 'trial')} done, {left} under way.", highlight=False)
+        left = len(records) - ended
+        console.print(f"Going on: {_count(ended, 'trial')} done, {left} under way.", highlight=False)
 
 
 def conclude(sweep: Sweep, records: Sequence[TrialRecord], console: Console) -> None:

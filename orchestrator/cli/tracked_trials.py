@@ -11,7 +11,7 @@ from orchestrator import config
 from orchestrator.cli.outcome import other_metrics
 from orchestrator.config import Sweep
 from orchestrator.report.tables import TrialRow, best_rows, short_name, trial_rows
-from orchestrator.study import Suggestion, TrialRecord
+from orchestrator.study import Suggestion, TrialRecord, num_ended, num_endings
 from orchestrator.trial import Scalar
 
 if TYPE_CHECKING:
@@ -29,15 +29,16 @@ def track_trials(
     """Whether W&B has the table of those trials that have ended, or it is kept for later; ``mode``: not the sweep's."""
     from orchestrator.wandb_trials import record_trials
 
-    ended = [record for record in records if record.state != "running"]
-    return not ended or record_trials(trials_table(sweep, ended), replace(tracking, mode=mode or tracking.mode))
+    if not num_ended(records):
+        return True
+    return record_trials(trials_table(sweep, records), replace(tracking, mode=mode or tracking.mode))
 
 
 def trials_table(sweep: Sweep, records: Sequence[TrialRecord]) -> TrialsTable:
-    """By number; values and metrics where a trial has them."""
+    """Those that have ended, by number; values and metrics where a trial has them."""
     from orchestrator.wandb_tracking import TrialsTable
 
-    rows = trial_rows(records, sweep.goals)
+    rows = trial_rows([record for record in records if record.state != "running"], sweep.goals)
     best = next(iter(best_rows(rows)), None)
     params, metrics = list(sweep.space.domains), other_metrics(sweep)
     goals = [goal.name for goal in sweep.goals]
@@ -50,7 +51,7 @@ def trials_table(sweep: Sweep, records: Sequence[TrialRecord]) -> TrialsTable:
         return [row.number, row.state, *settings, *values, *(row.metrics.get(name) for name in metrics)]
 
     return TrialsTable(
-        num_trials=len(records),
+        num_endings=num_endings(records),
         columns=["trial", "state", *names, *goals, *others],
         rows=[cells(row) for row in sorted(rows, key=lambda row: row.number)],
         metrics={} if best is None else {"best/trial": best.number, **_named(goals, best)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -346,11 +347,16 @@ def _again(trial: FrozenTrial, owner: str) -> FrozenTrial:
 
 def _records(trials: Sequence[FrozenTrial], is_mine: Callable[[FrozenTrial], bool]) -> list[TrialRecord]:
     """Those that were asked for here: not those that wait, nor those taken over from another study."""
-    numbered = Numbering(trials).newest(trials).items()
-    return [_record(trial, number, is_mine(trial)) for number, trial in numbered if trial.state != TrialState.WAITING]
+    numbering = Numbering(trials)
+    num_retries = Counter(numbering.number(trial) for trial in trials if RETRIES in trial.user_attrs)
+    return [
+        _record(trial, number, mine=is_mine(trial), num_retries=num_retries[number])
+        for number, trial in numbering.newest(trials).items()
+        if trial.state != TrialState.WAITING
+    ]
 
 
-def _record(trial: FrozenTrial, number: int, mine: bool) -> TrialRecord:
+def _record(trial: FrozenTrial, number: int, *, mine: bool, num_retries: int) -> TrialRecord:
     return TrialRecord(
         number=number,
         params=trial.params,
@@ -359,6 +365,7 @@ def _record(trial: FrozenTrial, number: int, mine: bool) -> TrialRecord:
         feasible=all(violation <= 0 for violation in trial.constraints.values()),
         attributes={key: value for key, value in trial.user_attrs.items() if key not in (OWNER, TOKEN, RETRIES)},
         mine=mine,
+        num_retries=num_retries,
     )
 
 

@@ -26,7 +26,7 @@ from orchestrator.optuna_study.storage import open_storage
 from orchestrator.pruning import HyperbandPruning, MedianPruning, PercentilePruning, Pruning, WilcoxonPruning
 from orchestrator.search_space import CategoricalDomain, Condition, Domain, FloatDomain, IntDomain, SearchSpace
 from orchestrator.storage_url import OF_FILES, anchored, scrub, without_password
-from orchestrator.study import TrialRecord, unfinished
+from orchestrator.study import TrialRecord, num_endings, unfinished
 from orchestrator.trial import Scalar
 from orchestrator.warm_start import KnownPoint, known_points
 
@@ -404,6 +404,7 @@ def test_a_failed_trial_that_is_tried_again_is_the_same_trial(tmp_path: Path) ->
         assert [record.params for record in again] == [record.params for record in before]
         assert [suggestion.number for suggestion in unfinished(again)] == [1, 4, 5]
         assert (again[1].attributes, again[0]) == ({}, before[0])
+        assert num_endings(before) == num_endings(again) == 5
         assert study.ask(max_trials=6) is None, "retries use up no trials"
         [six, seven] = [study.ask(max_trials=8) for _ in range(2)]
         assert [(s.number, s.params["scale"]) for s in (six, seven)] == [(6, 7.0), (7, 8.0)]
@@ -418,6 +419,8 @@ def test_a_failed_trial_that_is_tried_again_is_the_same_trial(tmp_path: Path) ->
             study.complete(record.number, [float(record.number)], {})
         assert read_records(name="s", storage_url=url) == study.records()
         assert [record.value for record in study.records()] == [1.0, 3.0, 1.0, 1.0, 4.0, 5.0, 6.0, 7.0]
+        assert [record.num_retries for record in study.records()] == [0, 1, 0, 0, 2, 0, 0, 0]
+        assert num_endings(study.records()) == 8 + 3
         told = optuna.load_study(study_name="s", storage=open_storage(url)).trials
         assert {t.number: t.user_attrs["retries"] for t in told if "retries" in t.user_attrs} == {8: 3, 9: 6, 12: 6}
         assert [t.intermediate_values for t in told if "retries" in t.user_attrs] == [{10: 0.5}] * 3

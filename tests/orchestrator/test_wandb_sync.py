@@ -138,16 +138,16 @@ def test_what_does_not_arrive_is_told_and_tried_again(sweep: Sweep, backend: Fak
 
 
 TRIALS = TrialsTable(
-    num_trials=2, columns=["trial", "judge"], rows=[[0, 3.5], [1, None]], metrics={"best/judge": 3.5}, pictures={}
+    num_endings=2, columns=["trial", "judge"], rows=[[0, 3.5], [1, None]], metrics={"best/judge": 3.5}, pictures={}
 )
 
 
-def test_the_table_of_trials_arrives_once_for_each_number_of_trials(sweep: Sweep, backend: FakeWandb) -> None:
+def test_the_table_of_trials_arrives_once_for_each_number_of_endings(sweep: Sweep, backend: FakeWandb) -> None:
     service = WandbService(project="psd", entity=None)
     backend.mode = "forbids_rows"
     assert not sync_trials(TRIALS, sweep.tracking, service)
     backend.mode = "up"
-    for trials in (TRIALS, TRIALS, replace(TRIALS, num_trials=3)):
+    for trials in (TRIALS, TRIALS, replace(TRIALS, num_endings=3)):
         assert sync_trials(trials, sweep.tracking, service)
     run = backend.runs[sweep.tracking.trials_id]
     assert [(row["train/step"], row["best/judge"]) for row in run.history] == [(2, 3.5), (3, 3.5)]
@@ -202,6 +202,25 @@ def test_the_command_uploads_the_table_of_trials(
     backend.runs.clear()
     assert cli.main(["sync", str(sweep.output)]) == 1
     assert "the table of trials has not arrived; run psd sync again" in capsys.readouterr().out
+
+
+def test_a_retry_makes_the_table_a_newer_one(
+    tmp_path: Path, backend: FakeWandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = config.load(ROOT / "sweeps" / "cfg_scale.yaml", ["tracking.mode=offline", "trials=1"])
+    config.claim_output(sweep)
+    (sweep.output / "runs").mkdir()
+    with open_study(sweep) as study:
+        assert study.ask() is not None
+        study.fail(0, "it broke")
+    assert cli.main(["sync", str(sweep.output)]) == 0
+    with open_study(sweep) as study:
+        study.retry_failed()
+        study.complete(0, [2.0], {"metrics": {"eval/judge": 2.0, "eval/reward": 5.0}, "runs": {}}, {})
+    assert cli.main(["sync", str(sweep.output)]) == 0
+    [run] = backend.runs.values()
+    assert [(row["train/step"], row.get("best/judge")) for row in run.history] == [(1, None), (2, 2.0)]
 
 
 @pytest.fixture

@@ -168,7 +168,7 @@ def test_the_trials_are_a_table_in_a_run_of_the_sweeps_own(tmp_path: Path) -> No
     Image.new("RGB", (8, 8), "red").save(picture)
     tracking = _tracking(tmp_path / "out")
     trials = TrialsTable(
-        num_trials=2,
+        num_endings=2,
         columns=["trial", "interval", "judge"],
         rows=[[0, "auto", 3.5], [1, 4, None]],
         metrics={"best/judge": 3.5},
@@ -185,7 +185,7 @@ def test_the_trials_are_a_table_in_a_run_of_the_sweeps_own(tmp_path: Path) -> No
     [table] = log.parent.glob("files/media/table/*.json")
     assert json.loads(table.read_text()) == {"columns": list(trials.columns), "data": trials.rows}
     assert list(log.parent.glob("files/media/images/media/best_*.png"))
-    later = keep_trials(replace(trials, num_trials=3), tracking)
+    later = keep_trials(replace(trials, num_endings=3), tracking)
     assert later != log
     assert read_steps(later) == {3}
 
