@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -12,6 +13,9 @@ from orchestrator.cli.sweep import FAILED, hold, make_tracking
 from orchestrator.cli.tracked_trials import track_trials
 from orchestrator.config import Sweep
 from orchestrator.errors import UserError
+
+if TYPE_CHECKING:
+    from orchestrator.wandb_tracking import WandbTracking
 
 DEFAULT_FOLDER = Path("outputs")
 
@@ -51,13 +55,25 @@ def _sync(sweep: Sweep, console: Console) -> bool:
     assert isinstance(tracking, WandbTracking)
     service = WandbService(project=tracking.project, entity=tracking.entity)
     report = sync_runs(sweep.output / "runs", tracking, service)
-    has_trials = sweep.is_asset or track_trials(sweep, read_records(sweep), tracking, mode="online")
+    no_trials = None if sweep.is_asset else _upload_trials(sweep, tracking)
     parts = [f"{report.num_complete} of {report.num_runs} runs were complete, {report.num_uploaded} are uploaded"]
     if report.num_relogged_rows:
         parts.append(f"{report.num_relogged_rows} rows that W&B had lost came from metrics.jsonl")
     if report.num_missing_rows:
         parts.append(f"{report.num_missing_rows} rows have not arrived; run psd sync again")
-    if not has_trials:
-        parts.append("the table of trials has not arrived; run psd sync again")
+    if no_trials is not None:
+        parts.append(f"the table of trials {no_trials}; run psd sync again")
     console.print(f"[bold]{sweep.config.name}[/bold]: {'; '.join(parts)}", highlight=False, soft_wrap=True)
-    return has_trials and not report.num_missing_rows
+    return no_trials is None and not report.num_missing_rows
+
+
+def _upload_trials(sweep: Sweep, tracking: WandbTracking) -> str | None:
+    """Why W&B has no table of the trials as they are now; None if it has.
+
+    The runs are uploaded by then, and other sweeps may be waiting: a study that does not answer ends nothing.
+    """
+    try:
+        records = read_records(sweep)
+    except UserError as error:
+        return f"could not be made: {error.problem}"
+    return None if track_trials(sweep, records, tracking, mode="online") else "has not arrived"

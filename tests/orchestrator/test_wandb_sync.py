@@ -246,6 +246,20 @@ def test_the_command_uploads_every_sweep_of_a_folder(
     assert "1 of 1 runs were complete, 0 are uploaded" in capsys.readouterr().out
 
 
+def test_a_study_that_does_not_answer_keeps_back_its_table_alone(
+    output: Path, backend: FakeWandb, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = "storage=postgresql://psd@127.0.0.1:1/psd"
+    sweep = config.load(ROOT / "sweeps" / "cfg_scale.yaml", ["tracking.kind=wandb", away, "trials=1"])
+    config.claim_output(sweep)
+    Sweep(sweep.output.resolve()).run(OTHER, range(0, 30, 5), tracked=range(0))
+    assert cli.main(["sync"]) == 1
+    shown = capsys.readouterr().out
+    told = "cfg_scale: 0 of 1 runs were complete, 1 are uploaded; 6 rows that W&B had lost came from metrics.jsonl; "
+    assert f"{told}the table of trials could not be made: " in shown
+    assert len(backend.runs) == 2, "the next folder's, too"
+
+
 @pytest.mark.parametrize(
     ("mode", "line"), [("forbids", "psd: tracking: W&B is out of reach: "), ("hangs", "psd: tracking: W&B is out of")]
 )
