@@ -228,14 +228,14 @@ def make_tracking(sweep: Sweep) -> Callable[[RunSpec, Path], Tracker]:
         case "none":
             return track_nothing
         case "wandb":
-            from orchestrator.wandb_tracking import WandbTracking
+            from orchestrator.wandb_tracking import WandbTracking, resolve_mode
 
             return WandbTracking(
                 group=sweep.config.name,
                 job_type="variant" if sweep.config.search.variants else "trial",
                 project=settings.project,
                 entity=settings.entity,
-                mode=settings.mode,
+                mode=resolve_mode(settings.mode),  # here: a worker may find a key of its own, or none
                 folder=sweep.output.resolve(),
             )
 

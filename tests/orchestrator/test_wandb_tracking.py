@@ -20,6 +20,8 @@ import pytest
 import wandb
 from PIL import Image
 
+from orchestrator import config
+from orchestrator.cli.sweep import make_tracking
 from orchestrator.tracking import BackgroundTracking
 from orchestrator.trial import RunSpec
 from orchestrator.wandb_sync import keep_trials
@@ -38,6 +40,7 @@ from tests.orchestrator.fake_wandb import FakeWandb
 
 pytestmark = pytest.mark.processes
 
+ROOT = Path(__file__).parents[2]
 SPEC = RunSpec(
     run_id="t0001-p00-s0",
     trial=1,
@@ -161,6 +164,13 @@ def test_a_run_says_what_it_is_of_and_what_it_came_to(tmp_path: Path) -> None:
     assert shown["summary"].items() >= {"train/loss": 0.25, "eval/judge": 3.5, "train/step": 20}.items()
     [run] = [record["run"] for record in _records(log) if record["type"] == "run"]
     assert (run["run_group"], run["job_type"], run["display_name"]) == ("cfg_scale", "variant", SPEC.run_id)
+
+
+def test_workers_keep_to_the_mode_that_the_driver_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking = make_tracking(config.load(ROOT / "sweeps" / "cfg_scale.yaml"))
+    monkeypatch.setenv("WANDB_API_KEY", KEY)  # as on a worker with a key of its own
+    assert isinstance(tracking, WandbTracking)
+    assert resolve_mode(tracking.mode) == "offline"
 
 
 def test_the_trials_are_a_table_in_a_run_of_the_sweeps_own(tmp_path: Path) -> None:
