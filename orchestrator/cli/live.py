@@ -16,8 +16,6 @@ from orchestrator.errors import UserError
 from orchestrator.schema import did_you_mean
 from orchestrator.sweep_lock import holder
 
-LIVE_KEYS = ("trials", "budget.hours", "budget.gpu_hours", "budget.patience", "workers")
-
 
 def set_command(words: Sequence[str]) -> int:
     """``psd set [OUTPUT_DIR] KEY=VALUE...``; without a folder, the one sweep that is at work under `outputs`."""
@@ -26,8 +24,8 @@ def set_command(words: Sequence[str]) -> int:
         raise UserError("takes one output folder at most, and at least one KEY=VALUE", file="command line")
     for override in overrides:
         key = override.partition("=")[0]
-        if key not in LIVE_KEYS:
-            near = did_you_mean(key, LIVE_KEYS) or f"; only {', '.join(LIVE_KEYS)} can"
+        if key not in config.LIVE:
+            near = did_you_mean(key, config.LIVE) or f"; only {', '.join(config.LIVE)} can"
             raise UserError(f"cannot change while a sweep runs{near}", file="command line", key=key)
     output = Path(folders[0]) if folders else _only_sweep_at_work(Path("outputs"))
     if config.load_output(output).is_asset:
@@ -59,26 +57,26 @@ def make_budget(sweep: Sweep) -> Budget:
 
 
 class LiveSettings:
-    """Looks whether a sweep's own record has changed."""
+    """Looks whether a sweep's own record has changed, at first since the sweep was read: it may have, meanwhile."""
 
     def __init__(self, sweep: Sweep) -> None:
-        self._output = sweep.output
-        self._seen = self._stamp()
+        self._output, self._settings = sweep.output, sweep.live_settings()
+        self._seen: tuple[int, int] | None = None
 
     def changed(self) -> Sweep | None:
-        """The sweep as it is now; None while it is as it was at the last look."""
-        changed = None
+        """The sweep as it is now; None while what may change of it is as it was at the last look."""
         try:
             stamp = self._stamp()
             if stamp == self._seen:
                 return None
-            changed = config.load_output(self._output)
+            sweep = config.load_output(self._output)
         except UserError:  # edited by hand, and wrongly: what runs goes on as it was
-            pass
+            self._seen = stamp
+            return None
         except OSError:  # the file system does not answer: look again
             return None
-        self._seen = stamp
-        return changed
+        before, self._settings, self._seen = self._settings, sweep.live_settings(), stamp
+        return None if self._settings == before else sweep
 
     def _stamp(self) -> tuple[int, int]:
         status = (self._output / "sweep.json").stat()

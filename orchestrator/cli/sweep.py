@@ -129,7 +129,7 @@ def run_sweep(asked: Sweep, console: Console, *, retry_failed: bool = False) -> 
         goes_on = config.holds(asked)
         sweep = config.as_held(asked) if goes_on else config.claim_output(asked)
         with open_study(sweep) as study:
-            config.claim_output(asked)  # what is new in it is kept once the study could be opened
+            sweep = config.claim_output(asked)  # what is new in it is kept once the study could be opened
             if retry_failed:
                 patiently(study.retry_failed)
             records = patiently(study.records)

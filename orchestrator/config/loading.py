@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.config.checking import checked
 from orchestrator.config.composition import CONF, compose, parse_overrides
 from orchestrator.config.output import holds_asset, read_record
-from orchestrator.config.sweep import CHANGEABLE, Sweep
+from orchestrator.config.sweep import CHANGEABLE, Sweep, live_settings
 from orchestrator.errors import UserError
 from orchestrator.schema import did_you_mean
 
@@ -69,6 +69,7 @@ def load_output(output: Path, overrides: Sequence[str] = ()) -> Sweep:
         near = _near(output) or "; give the folder that `psd sweep` wrote"
         raise UserError(f"holds no sweep (no sweep.json){near}", file=str(output))
     plain = read_record(file)
+    recorded = live_settings(plain)
     changes = parse_overrides(overrides)
     for key, value in changes.items():
         root = key.split(".")[0]
@@ -78,7 +79,7 @@ def load_output(output: Path, overrides: Sequence[str] = ()) -> Sweep:
             raise UserError(f"cannot change on resume{guess}", file="command line", key=key)
         if not _assign(plain, key, value):
             raise UserError("unknown key", file="command line", key=key)
-    sweep = replace(checked({**plain, "output": str(output)}, overrides, str(file)), is_recorded=True)
+    sweep = replace(checked({**plain, "output": str(output)}, overrides, str(file)), recorded=recorded)
     return _as_asset(sweep) if holds_asset(output) else sweep
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from orchestrator import durable
 from orchestrator.config.checking import checked
-from orchestrator.config.sweep import CHANGEABLE, LIVE, Sweep
+from orchestrator.config.sweep import CHANGEABLE, Sweep, live_settings
 from orchestrator.errors import UserError
-from orchestrator.settings import leaves
+from orchestrator.settings import leaves, nest
 from orchestrator.storage_url import anchored
 
 
@@ -33,7 +33,7 @@ def claim_output(sweep: Sweep) -> Sweep:
         "id": known.get("id") or uuid.uuid4().hex[:8],
         "fingerprint": sweep.fingerprint(),
         "is_asset": sweep.is_asset,
-        "asked": known.get("asked", _live(sweep)) if sweep.is_recorded else _live(sweep),
+        "asked": sweep.live_settings() if sweep.recorded is None else known.get("asked", sweep.recorded),
         "sweep": held.to_plain(),
     }
     sweep.output.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,8 @@ def as_held(sweep: Sweep) -> Sweep:
     """The sweep as its output folder would hold it, the same from every working directory.
 
     What `psd set` or `psd resume` changed of what may change while it runs stays, until a file and a command line ask
-    for something else of it than they did before.
+    for something else of it than they did before. Of a sweep that was read from its folder only what the command line
+    changed is new: `psd set` may have changed other settings since.
     """
     storage, checkpoints = sweep.config.storage, sweep.config.checkpoints
     if storage is not None:
@@ -55,28 +56,26 @@ def as_held(sweep: Sweep) -> Sweep:
     config = replace(
         sweep.config, storage=None if storage == sweep.own_storage_url else storage, checkpoints=checkpoints
     )
-    return replace(sweep, config=replace(config, **_changed_since_asked(sweep)))
+    return replace(sweep, config=replace(config, **_live_as_held(sweep)))
 
 
-def _changed_since_asked(sweep: Sweep) -> dict[str, Any]:
-    known, asked = _known(sweep), _live(sweep)
-    before = known.get("asked", {})
-    kept = [name for name in LIVE if name in before and before[name] == asked[name]]
-    if sweep.is_recorded or not kept:
+def _live_as_held(sweep: Sweep) -> dict[str, Any]:
+    """The fields of the configuration that `psd set` can reach."""
+    known = _known(sweep)
+    if not known:
         return {}
-    recorded = checked(known["sweep"], (), str(sweep.output / "sweep.json")).config
-    return {name: getattr(recorded, name) for name in kept}
+    held = live_settings(known["sweep"])
+    before = dict(leaves(known.get("asked", {}))) if sweep.recorded is None else sweep.recorded
+    asked = sweep.live_settings().items()
+    live = nest(held | {key: value for key, value in asked if key not in before or before[key] != value})
+    merged = checked({**known["sweep"], **live}, (), str(sweep.output / "sweep.json")).config
+    return {name: getattr(merged, name) for name in live}
 
 
 def _known(sweep: Sweep) -> dict[str, Any]:
     """What the output folder holds; nothing before it was claimed."""
     file = sweep.output / "sweep.json"
     return dict(json.loads(file.read_text())) if file.is_file() else {}
-
-
-def _live(sweep: Sweep) -> dict[str, Any]:
-    plain = sweep.to_plain()
-    return {name: plain[name] for name in LIVE}
 
 
 def output_id(sweep: Sweep) -> str:

@@ -18,7 +18,7 @@ from orchestrator.placement import WorkerShape
 from orchestrator.pruning import NoPruning, Pruning, WilcoxonPruning
 from orchestrator.schema import ConfigError, Count, Positive, Range, WholeNumber
 from orchestrator.search_space import SearchSpace
-from orchestrator.settings import nest, plain_mapping
+from orchestrator.settings import leaves, nest, plain_mapping
 from orchestrator.storage_url import OF_FILES, without_password
 from orchestrator.trial import Scalar
 
@@ -42,7 +42,7 @@ CHANGEABLE = (
     "checkpoints",
     "failures",
 )
-LIVE = ("trials", "budget", "workers")  # of these, what may change while the sweep runs
+LIVE = ("trials", "budget.hours", "budget.gpu_hours", "budget.patience", "workers")  # also while the sweep runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +177,10 @@ class SweepConfig:
             raise ConfigError("prompts", "must not be empty text")
 
 
+def live_settings(plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in leaves(plain) if key in LIVE}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """A sweep and the experiment it varies, both checked, with where they came from."""
@@ -186,7 +190,7 @@ class Sweep:
     space: SearchSpace
     source: str
     is_asset: bool = False  # made by `psd run`: one run, no search and no study
-    is_recorded: bool = False  # read from its output folder, not from a file or a prompt
+    recorded: Mapping[str, Any] | None = None  # what its output folder held of LIVE, if it was read from there
 
     @property
     def output(self) -> Path:
@@ -267,6 +271,10 @@ class Sweep:
     def definition(self) -> dict[str, Any]:
         """What makes two sweeps the same one."""
         return {key: value for key, value in self.to_plain().items() if key not in CHANGEABLE}
+
+    def live_settings(self) -> dict[str, Any]:
+        """What may change while it runs, by dotted key."""
+        return live_settings(self.to_plain())
 
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.definition(), sort_keys=True).encode()).hexdigest()[:16]

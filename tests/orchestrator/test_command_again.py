@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,9 @@ from orchestrator import cli, config
 from orchestrator.cli.interrupt import STOP_FILE
 from orchestrator.cli.search import open_study, read_records
 from orchestrator.objective import Progress
+from orchestrator.optuna_study import OptunaStudy
 from orchestrator.trial import RunSpec
+from orchestrator.worker import WorkerSetup
 from tests.orchestrator.psd_without_ray import TurnPool
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +141,34 @@ def test_another_value_on_the_command_line_or_in_the_file_goes_over_what_was_set
     assert psd("resume", OUTPUT, "trials=3") == 0
     assert sweep("trials=2") == 0
     assert states() == ["complete"] * 3
+
+
+def test_what_is_set_while_the_workers_start_is_gone_by(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    class SlowPool(TurnPool):
+        def __init__(self, setup: WorkerSetup, **options: Any) -> None:
+            super().__init__(setup, **options)
+            assert psd("set", OUTPUT, "trials=2") == 0
+
+    monkeypatch.setattr(sys.modules["orchestrator.ray_pool"], "RayPool", SlowPool)
+    assert sweep("trials=1") == 0
+    assert states() == ["complete"] * 2
+
+
+def test_what_is_set_while_a_resumed_study_is_opened_is_gone_by(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def opened_slowly(sweep: config.Sweep) -> Iterator[OptunaStudy]:
+        with open_study(sweep) as study:
+            assert psd("set", OUTPUT, "trials=2") == 0
+            yield study
+
+    assert sweep("trials=1") == 0
+    monkeypatch.setattr("orchestrator.cli.sweep.open_study", opened_slowly)
+    assert psd("resume", OUTPUT, "budget.hours=5") == 0
+    assert states() == ["complete"] * 2
+    held = config.load_output(OUTPUT)
+    assert (held.num_trials, held.config.budget.hours) == (2, 5)
 
 
 @pytest.mark.parametrize("storage", ["journal:///study.journal", "sqlite:///study.db"])
