@@ -7,7 +7,8 @@
 | error, lost, hung | the same run elsewhere, from its last checkpoint, a few times in a row; held against the node |
 | storage, preempted | the same run again as often as it takes: neither the run's fault nor the worker's |
 
-In a row means from the same checkpoint. Each class counts its own: preemptions use up nobody's attempts.
+In a row means from the same checkpoint. Error, lost and hung share a limit, out of memory has its own, storage and
+preempted use up nobody's attempts; the wait before the next attempt grows with all of them together.
 """
 
 from __future__ import annotations

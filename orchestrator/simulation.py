@@ -323,7 +323,7 @@ class FlakyStudy:
 
     def __getattr__(self, name: str) -> Any:
         operation = getattr(self._study, name)
-        return operation if name in ("running", "records") or not callable(operation) else self._guarded(operation)
+        return operation if name == "records" or not callable(operation) else self._guarded(operation)
 
     def _guarded(self, operation: Callable[..., Any]) -> Callable[..., Any]:
         def attempt(*arguments: Any, **options: Any) -> Any:
