@@ -126,7 +126,9 @@ def _memory(measured: Measured) -> str:
     header = ["trials", "memory MB", "CPU ms a trial", "wall ms a trial", "Optuna alone: memory MB", "CPU ms a trial"]
     return f"""## Ten thousand trials
 Trials that fake workers finish at once, sampled at random; the driver's process, without Ray. Beside it the same trials
-of Optuna alone, in memory and without a file. Commit, time, load: {", ".join(_origin(measurement))}.
+of Optuna alone, in memory and without a file.
+
+Commit, time, load: {", ".join(_origin(measurement))}.
 
 {_table(header, rows)}"""
 
