@@ -19,17 +19,20 @@ from orchestrator.sweep_lock import holder
 
 STOP_FILE = ".stop"
 LOOK_EVERY_S, PATIENCE_S = 0.5, 120.0
+AT_ONCE_S = 0.05  # faster than anybody presses Ctrl-C twice
 
 
 class Interrupt:
     """The first Ctrl-C, polite kill, hang-up or `psd stop` asks for a clean stop; a further signal ends the program.
 
     Not a further hang-up: a terminal that goes tells its shell, too, which passes it on. Under ``nohup`` none counts.
+    Nor a signal that follows at once: `timeout -s INT` signals the program, and then its group.
     """
 
     def __init__(self, output: Path) -> None:
         self._stop_file = output / STOP_FILE
         self._is_signalled = False
+        self._hurries_from_s = 0.0
 
     @property
     def requested(self) -> bool:
@@ -54,9 +57,11 @@ class Interrupt:
             return False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._is_signalled:
+        if not self._is_signalled:
+            self._is_signalled = True
+            self._hurries_from_s = time.monotonic() + AT_ONCE_S
+        elif time.monotonic() > self._hurries_from_s:
             raise KeyboardInterrupt
-        self._is_signalled = True
 
     def _on_hangup(self, number: int, frame: FrameType | None) -> None:
         self._is_signalled = True

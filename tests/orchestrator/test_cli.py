@@ -648,6 +648,20 @@ def test_a_hang_up_asks_for_a_stop_and_not_for_a_hurry(tmp_path: Path, monkeypat
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_signal_that_comes_twice_at_once_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("orchestrator.cli.interrupt.time.monotonic", lambda: now_s)
+    interrupt = Interrupt(tmp_path)
+    with interrupt.caught():
+        signal.raise_signal(signal.SIGINT)
+        now_s += 0.01
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.requested
+        now_s += 0.1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 def _heed_hang_ups() -> Any:
     """Even if the tests themselves run under nohup; what was done about them before."""
     return signal.signal(signal.SIGHUP, signal.SIG_DFL)
