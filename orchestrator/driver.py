@@ -338,12 +338,12 @@ class SweepDriver:
             return False
         soon_s = self._clock.now_s + _RESERVE_S
         num_waiting = sum(waiting.ready_s <= soon_s for waiting in self._waiting)
-        num_waiting += len(self._leased_at_s) - self._num_at_work
+        num_waiting += max(0, len(self._leased_at_s) - self._pool.num_workers)
         return num_waiting < self._pool.num_idle + self._num_ending_soon()
 
     @property
     def _num_at_work(self) -> int:
-        """How many runs workers are at; a lease more than there are workers follows one of them."""
+        """How many runs workers are at; of the other leases the results settle, or they follow one of these."""
         return min(len(self._leased_at_s), self._pool.num_workers - self._pool.num_idle)
 
     def _num_ending_soon(self) -> int:

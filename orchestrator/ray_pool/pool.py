@@ -76,7 +76,7 @@ class _Slot:
     call_took_s: float = 0.0  # the one before it
     ending_took_s: float = 0.0  # the last call of the run before: it may have more to do than the others
     ended_at_once: bool = False  # its last run did, with its first call
-    is_worn: bool = False  # it goes after this run
+    is_worn: bool = False  # it had grown when its last run ended: nothing follows this one
     is_leaving: bool = False  # one too many: it goes when its run is checkpointed
     since_s: float = 0.0  # when it began to start, or became idle
     watch: Watch | None = None  # since the outstanding call

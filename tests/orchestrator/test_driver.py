@@ -575,22 +575,21 @@ def test_the_next_trial_is_asked_for_shortly_before_a_worker_needs_it(sweep: Swe
 
 
 class FollowingPool:
-    """One worker, whose run is always about to end; what it tells is up to the test."""
+    """Workers whose runs are always about to end; what they tell is up to the test."""
 
-    num_workers = 1
-
-    def __init__(self) -> None:
+    def __init__(self, num_workers: int = 1) -> None:
+        self.num_workers = num_workers
         self.submitted: list[Lease] = []
         self.underway: list[Lease] = []
         self.told: list[Event] = []
 
     @property
     def num_idle(self) -> int:
-        return int(not self.underway)
+        return max(0, self.num_workers - len(self.underway))
 
     @property
     def num_soon_idle(self) -> int:
-        return int(len(self.underway) == 1)
+        return min(len(self.underway), max(0, 2 * self.num_workers - len(self.underway)))
 
     def submit(self, lease: Lease) -> None:
         self.submitted.append(lease)
@@ -624,6 +623,19 @@ def test_a_worker_has_its_next_run_at_hand(sweep: Sweep) -> None:
     sweep.clock.advance(10.0)
     sweep.driver.step()
     assert sweep.driver.spent.worker_seconds == 110.0
+
+
+def test_a_worker_is_given_a_run_while_the_result_of_its_last_one_settles(sweep: Sweep) -> None:
+    pool = FollowingPool(num_workers=2)
+    sweep.restart(lambda _: pool)
+    sweep.driver.step()
+    sweep.driver.step()
+    assert len(pool.submitted) == 2
+    assert len(sweep.of(TrialStarted)) == 1
+    pool.underway.pop()  # its worker is free, and nobody was told yet
+    sweep.driver.step()
+    assert len(sweep.of(TrialStarted)) == 2
+    assert pool.submitted[2].spec.trial == 1
 
 
 def test_leases_of_a_later_driver_are_newer(sweep: Sweep) -> None:
